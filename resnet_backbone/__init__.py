@@ -1,0 +1,39 @@
+"""mmdet's ResNet backbones as a maintained drop-in.
+
+``custom_imports = dict(imports=['resnet_backbone'])`` in an mmdet config makes ``type='ResNet'`` build the classes of
+this package; ``import resnet_backbone`` gives them to code.
+"""
+
+from .version import __version__
+
+try:
+    import mmcv.cnn  # noqa: F401
+    import mmengine  # noqa: F401
+except ImportError as _error:
+    raise ImportError(
+        f"resnet_backbone needs mmengine and mmcv, and could not import them ({_error}). "
+        "Without a compiler: pip install 'resnet_backbone[lite]' (mmengine and mmcv-lite). "
+        "To work with mmdet: pip install mmengine mmcv mmdet, or, for the maintained fork, "
+        "pip install onedl-mmengine onedl-mmcv onedl-mmdetection; these compile mmcv, see the README."
+    ) from _error
+
+from .blocks import BasicBlock, Bottleneck
+from .builders import build_conv_layer, build_norm_layer, build_plugin_layer
+from .layers import ResLayer
+from .registry import BACKBONES, build_backbone
+from .resnet import ResNet, ResNetV1c, ResNetV1d
+
+__all__ = [
+    "BACKBONES",
+    "BasicBlock",
+    "Bottleneck",
+    "ResLayer",
+    "ResNet",
+    "ResNetV1c",
+    "ResNetV1d",
+    "__version__",
+    "build_backbone",
+    "build_conv_layer",
+    "build_norm_layer",
+    "build_plugin_layer",
+]

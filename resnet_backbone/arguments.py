@@ -1,0 +1,117 @@
+"""Checks of the arguments that blocks and backbones share: a wrong one is named before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .errors import ArgumentError, ArgumentTypeError, is_int
+
+__all__ = [
+    "check_dcn",
+    "check_frozen_stages",
+    "check_num_stages",
+    "check_out_indices",
+    "check_per_stage",
+    "check_plugins",
+    "check_stage_mask",
+    "check_style",
+]
+
+STYLES = ("pytorch", "caffe")
+
+
+def check_style(style: Any) -> None:
+    """Refuse a style other than ``'pytorch'`` and ``'caffe'``."""
+    if style not in STYLES:
+        raise ArgumentError(f"style must be 'pytorch' or 'caffe', got {style!r}")
+
+
+def check_num_stages(num_stages: Any, most: int) -> None:
+    """Refuse a stage count outside ``[1, most]``."""
+    if not is_int(num_stages) or not 1 <= num_stages <= most:
+        raise ArgumentError(f"num_stages must be an integer from 1 to {most}, got {num_stages!r}")
+
+
+def check_per_stage(name: str, values: Any, num_stages: int) -> None:
+    """Refuse strides or dilations that are not one positive integer per stage."""
+    if not _is_sequence(values):
+        raise ArgumentTypeError(f"{name} must be a sequence of {num_stages} integers, got {values!r}")
+    if len(values) != num_stages:
+        raise ArgumentError(
+            f"{name} must have one entry per stage: num_stages={num_stages}, got {len(values)} in {values!r}"
+        )
+    if not all(is_int(value) and value >= 1 for value in values):
+        raise ArgumentError(f"{name} must be integers of at least 1, got {values!r}")
+
+
+def check_out_indices(out_indices: Any, num_stages: int) -> None:
+    """Refuse output stages that are missing, repeated, or none of the network's."""
+    allowed = f"distinct stage indices from 0 to {num_stages - 1}"
+    if not _is_sequence(out_indices):
+        raise ArgumentTypeError(f"out_indices must be a sequence of {allowed}, got {out_indices!r}")
+    if not out_indices:
+        raise ArgumentError(f"out_indices must not be empty: give {allowed}, got {out_indices!r}")
+    if not all(is_int(index) and 0 <= index < num_stages for index in out_indices):
+        raise ArgumentError(f"out_indices must be {allowed} (num_stages={num_stages}), got {out_indices!r}")
+    if len(set(out_indices)) != len(out_indices):
+        raise ArgumentError(f"out_indices must be {allowed}, got duplicates in {out_indices!r}")
+
+
+def check_frozen_stages(frozen_stages: Any, num_stages: int) -> None:
+    """Refuse a number of frozen stages outside ``[-1, num_stages]``."""
+    if not is_int(frozen_stages) or not -1 <= frozen_stages <= num_stages:
+        raise ArgumentError(
+            f"frozen_stages must be an integer from -1 (nothing frozen) to num_stages={num_stages} (0: stem alone), "
+            f"got {frozen_stages!r}"
+        )
+
+
+def check_stage_mask(name: str, mask: Any, num_stages: int) -> None:
+    """Refuse a mask that is not one truth value per stage."""
+    if not _is_sequence(mask) or len(mask) != num_stages:
+        raise ArgumentError(f"{name} must have one True or False per stage (num_stages={num_stages}), got {mask!r}")
+
+
+def check_dcn(dcn: Any, conv_cfg: Any) -> None:
+    """Refuse a ``dcn`` that is no config, or that contradicts ``conv_cfg``."""
+    if dcn is None:
+        return
+    if not isinstance(dcn, Mapping):
+        raise ArgumentTypeError(f"dcn must be a dict such as dict(type='DCNv2', deform_groups=1), got {dcn!r}")
+    if conv_cfg is not None:
+        raise ArgumentError(
+            f"conv_cfg must be None where dcn is given, because dcn takes the 3x3 convolution's place: "
+            f"got conv_cfg={conv_cfg!r} and dcn={dcn!r}"
+        )
+
+
+def check_plugins(plugins: Any, positions: Sequence[str], num_stages: int | None = None) -> None:
+    """Refuse a list of plugins that could not be built.
+
+    Args:
+        plugins: ``None``, or a list of ``dict(cfg=dict(type=...), position=..., stages=...)``.
+        positions: The positions that the block has.
+        num_stages: Number of stages, where ``stages`` masks are allowed and to be checked.
+    """
+    if plugins is None:
+        return
+    if not isinstance(plugins, list):
+        raise ArgumentTypeError(
+            f"plugins must be a list of dict(cfg=dict(type=...), position=...), "
+            f"got a {type(plugins).__name__}: {plugins!r}"
+        )
+    for plugin in plugins:
+        if not isinstance(plugin, Mapping) or not isinstance(plugin.get("cfg"), Mapping):
+            raise ArgumentError(f"each of plugins must be a dict with a 'cfg' dict, got {plugin!r}")
+        if plugin.get("position") not in positions:
+            raise ArgumentError(
+                f"a plugin's position must be one of {', '.join(map(repr, positions))}, "
+                f"got {plugin.get('position')!r} in {plugin!r}"
+            )
+        if num_stages is not None and plugin.get("stages") is not None:
+            check_stage_mask("a plugin's stages", plugin["stages"], num_stages)
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)

@@ -1,0 +1,331 @@
+"""The two residual blocks of ResNet (He et al., 2015, https://arxiv.org/abs/1512.03385, section 4.1 and figure 5)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast
+
+from mmengine.model import BaseModule
+from torch import Tensor, is_grad_enabled, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from .arguments import check_dcn, check_plugins, check_style
+from .builders import build_conv_layer, build_norm_layer, build_plugin_layer
+from .errors import ArgumentError, ArgumentTypeError, check_channels
+
+__all__ = ["BasicBlock", "Bottleneck"]
+
+Cfg = dict[str, Any]
+
+
+class _ResidualBlock(BaseModule):
+    """What both blocks share: ``relu(residual(x) + shortcut(x))``, plugins, and checkpointing."""
+
+    expansion: ClassVar[int]
+    """Output channels of the block, as a multiple of ``planes``."""
+    plugin_positions: ClassVar[tuple[str, ...]]
+    """Where plugins can stand, in the order in which they run."""
+
+    norm1_name: str
+    norm2_name: str
+    conv1: nn.Module
+    conv2: nn.Module
+    relu: nn.Module
+    downsample: nn.Module | None
+    after_conv1_plugin_names: list[str]
+    after_conv2_plugin_names: list[str]
+
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        stride: int,
+        dilation: int,
+        style: str,
+        with_cp: bool,
+        conv_cfg: Cfg | None,
+        norm_cfg: Cfg,
+        dcn: Cfg | None,
+        plugins: list[Cfg] | None,
+        init_cfg: Cfg | list[Cfg] | None,
+    ) -> None:
+        super().__init__(init_cfg)
+        check_channels("inplanes", inplanes)
+        check_channels("planes", planes)
+        check_style(style)
+        check_dcn(dcn, conv_cfg)
+        check_plugins(plugins, self.plugin_positions)
+        self.inplanes = inplanes
+        self.planes = planes
+        self.stride = stride
+        self.dilation = dilation
+        self.style = style
+        self.with_cp = with_cp
+        self.conv_cfg = conv_cfg
+        self.norm_cfg = norm_cfg
+        # A subclass may pop from self.dcn (mmdet's ResNeXt and Res2Net do), so the block keeps a copy of its own.
+        self.dcn = None if dcn is None else {key: dcn[key] for key in dcn if key != "fallback_on_stride"}
+        self.with_dcn = dcn is not None
+        self.plugins = plugins
+        self.with_plugins = plugins is not None
+
+    def _conv3x3_cfg(self, dcn: Cfg | None, stride: int) -> Cfg | None:
+        """The config of the 3x3 that ``dcn`` may replace; ``fallback_on_stride`` keeps strided ones ordinary."""
+        if dcn is None or (dcn.get("fallback_on_stride", False) and stride > 1):
+            return self.conv_cfg
+        return self.dcn
+
+    def _add_plugins(self, channels: dict[str, int]) -> None:
+        """Build the plugins of each position and remember their configs and names under it.
+
+        Args:
+            channels: The number of channels at each position.
+        """
+        if self.plugins is None:
+            return
+        for position in self.plugin_positions:
+            cfgs = [plugin["cfg"] for plugin in self.plugins if plugin["position"] == position]
+            setattr(self, f"{position}_plugins", cfgs)
+            setattr(self, f"{position}_plugin_names", self.make_block_plugins(channels[position], cfgs))
+
+    def make_block_plugins(self, in_channels: int, plugins: list[Cfg]) -> list[str]:
+        """Build plugins and add them to the block.
+
+        Args:
+            in_channels: Number of channels that the plugins receive and return.
+            plugins: Their configs; ``postfix`` is appended to a plugin's name.
+
+        Returns:
+            The names under which they were added, in the order given.
+
+        Raises:
+            ArgumentError: ``plugins`` is no list, or two plugins have one name.
+        """
+        if not isinstance(plugins, list):
+            raise ArgumentTypeError(f"plugins must be a list of plugin configs, got {plugins!r}")
+        names = []
+        for cfg in plugins:
+            cfg = cfg.copy()
+            name, layer = build_plugin_layer(cfg, in_channels=in_channels, postfix=cfg.pop("postfix", ""))
+            if hasattr(self, name):
+                raise ArgumentError(
+                    f"plugins has two plugins named {name!r} in one block: give each a postfix to tell them apart, "
+                    f"such as dict(type={cfg['type']!r}, postfix='2', ...)"
+                )
+            self.add_module(name, layer)
+            names.append(name)
+        return names
+
+    def forward_plugin(self, x: Tensor, plugin_names: Sequence[str]) -> Tensor:
+        """Run plugins one after the other.
+
+        Args:
+            x: Features of shape ``(N, C, H, W)``.
+            plugin_names: The names that ``make_block_plugins`` returned.
+        """
+        for name in plugin_names:
+            x = getattr(self, name)(x)
+        return x
+
+    @property
+    def norm1(self) -> nn.Module:
+        """The norm layer after the first convolution."""
+        return self.get_submodule(self.norm1_name)
+
+    @property
+    def norm2(self) -> nn.Module:
+        """The norm layer after the second convolution."""
+        return self.get_submodule(self.norm2_name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the block.
+
+        Args:
+            x: Features of shape ``(N, inplanes, H, W)``.
+
+        Returns:
+            Features of shape ``(N, planes * expansion, H / stride, W / stride)``.
+        """
+        if self.with_cp and is_grad_enabled() and self._may_checkpoint(x):
+            out = checkpoint(self._residual_and_shortcut, x, use_reentrant=False)
+        else:
+            out = self._residual_and_shortcut(x)
+        return cast(Tensor, self.relu(out))
+
+    def _may_checkpoint(self, x: Tensor) -> bool:
+        """Whether computing the block twice leaves the same running statistics as in mmdet.
+
+        A norm layer in train mode updates its statistics in each computation. mmdet checkpoints, and so updates twice,
+        where the input requires grad; where it does not, as in the first block after a frozen stage, it updates once.
+        """
+        return x.requires_grad or not any(isinstance(m, _BatchNorm) and m.training for m in self.modules())
+
+    @abstractmethod
+    def _residual_and_shortcut(self, x: Tensor) -> Tensor:
+        """The sum that the last ReLU receives: all that a checkpoint drops and computes again."""
+
+
+class BasicBlock(_ResidualBlock):
+    """Two 3x3 convolutions around a shortcut: the block of ResNet-18 and ResNet-34.
+
+    Args:
+        inplanes: Number of input channels.
+        planes: Number of output channels.
+        stride: Stride of the first convolution.
+        dilation: Dilation of the first convolution.
+        downsample: The shortcut's projection; ``None`` where input and output have one shape.
+        style: ``'pytorch'`` or ``'caffe'``; the two do not differ in this block.
+        with_cp: Drop the block's activations after the forward pass and compute them again in the backward pass.
+        conv_cfg: Config of the convolutions; ``None`` means ``dict(type='Conv2d')``.
+        norm_cfg: Config of the norm layers.
+        dcn: Config of a deformable convolution that takes the second 3x3's place. The second one, because it keeps the
+            resolution and sees the features that the first has made; detectron2 and PaddleDetection place it there too.
+        plugins: Configs of plugins, each with a position ``'after_conv1'`` or ``'after_conv2'``.
+        init_cfg: mmengine's initialisation config.
+
+    Raises:
+        ArgumentError: An argument has a value that is not allowed.
+    """
+
+    expansion = 1
+    plugin_positions = ("after_conv1", "after_conv2")
+
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        stride: int = 1,
+        dilation: int = 1,
+        downsample: nn.Module | None = None,
+        style: str = "pytorch",
+        with_cp: bool = False,
+        conv_cfg: Cfg | None = None,
+        norm_cfg: Cfg = dict(type="BN"),  # noqa: B006 - never changed; written as configs are
+        dcn: Cfg | None = None,
+        plugins: list[Cfg] | None = None,
+        init_cfg: Cfg | list[Cfg] | None = None,
+    ) -> None:
+        super().__init__(inplanes, planes, stride, dilation, style, with_cp, conv_cfg, norm_cfg, dcn, plugins, init_cfg)
+        self.norm1_name, norm1 = build_norm_layer(norm_cfg, planes, postfix=1)
+        self.norm2_name, norm2 = build_norm_layer(norm_cfg, planes, postfix=2)
+
+        self.conv1 = build_conv_layer(
+            conv_cfg, inplanes, planes, 3, stride=stride, padding=dilation, dilation=dilation, bias=False
+        )
+        self.add_module(self.norm1_name, norm1)
+        self.conv2 = build_conv_layer(self._conv3x3_cfg(dcn, stride=1), planes, planes, 3, padding=1, bias=False)
+        self.add_module(self.norm2_name, norm2)
+
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = downsample
+        self._add_plugins({"after_conv1": planes, "after_conv2": planes})
+
+    def _residual_and_shortcut(self, x: Tensor) -> Tensor:
+        out: Tensor = self.relu(self.norm1(self.conv1(x)))
+        if self.with_plugins:
+            out = self.forward_plugin(out, self.after_conv1_plugin_names)
+
+        out = self.norm2(self.conv2(out))
+        if self.with_plugins:
+            out = self.forward_plugin(out, self.after_conv2_plugin_names)
+
+        out += x if self.downsample is None else self.downsample(x)
+        return out
+
+
+class Bottleneck(_ResidualBlock):
+    """1x1, 3x3 and 1x1 convolutions around a shortcut: the block of ResNet-50, ResNet-101 and ResNet-152.
+
+    The paper, and Caffe after it, strides in the first 1x1; torchvision and most of today's weights stride in the 3x3,
+    which costs more and is more accurate (https://ngc.nvidia.com/catalog/model-scripts/nvidia:resnet_50_v1_5_for_pytorch).
+
+    Args:
+        inplanes: Number of input channels.
+        planes: Number of channels of the 3x3 convolution; the block returns ``4 * planes``.
+        stride: Stride of the block.
+        dilation: Dilation of the 3x3 convolution.
+        downsample: The shortcut's projection; ``None`` where input and output have one shape.
+        style: ``'pytorch'`` strides in the 3x3 convolution, ``'caffe'`` in the first 1x1.
+        with_cp: Drop the block's activations after the forward pass and compute them again in the backward pass.
+        conv_cfg: Config of the convolutions; ``None`` means ``dict(type='Conv2d')``.
+        norm_cfg: Config of the norm layers.
+        dcn: Config of a deformable convolution that takes the 3x3's place; ``fallback_on_stride=True`` keeps an
+            ordinary one where the 3x3 strides.
+        plugins: Configs of plugins, each with a position ``'after_conv1'``, ``'after_conv2'`` or ``'after_conv3'``.
+        init_cfg: mmengine's initialisation config.
+
+    Raises:
+        ArgumentError: An argument has a value that is not allowed.
+    """
+
+    expansion = 4
+    plugin_positions = ("after_conv1", "after_conv2", "after_conv3")
+
+    norm3_name: str
+    after_conv3_plugin_names: list[str]
+
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        stride: int = 1,
+        dilation: int = 1,
+        downsample: nn.Module | None = None,
+        style: str = "pytorch",
+        with_cp: bool = False,
+        conv_cfg: Cfg | None = None,
+        norm_cfg: Cfg = dict(type="BN"),  # noqa: B006 - never changed; written as configs are
+        dcn: Cfg | None = None,
+        plugins: list[Cfg] | None = None,
+        init_cfg: Cfg | list[Cfg] | None = None,
+    ) -> None:
+        super().__init__(inplanes, planes, stride, dilation, style, with_cp, conv_cfg, norm_cfg, dcn, plugins, init_cfg)
+        self.conv1_stride, self.conv2_stride = (1, stride) if style == "pytorch" else (stride, 1)
+        outplanes = planes * self.expansion
+
+        self.norm1_name, norm1 = build_norm_layer(norm_cfg, planes, postfix=1)
+        self.norm2_name, norm2 = build_norm_layer(norm_cfg, planes, postfix=2)
+        self.norm3_name, norm3 = build_norm_layer(norm_cfg, outplanes, postfix=3)
+
+        self.conv1 = build_conv_layer(conv_cfg, inplanes, planes, kernel_size=1, stride=self.conv1_stride, bias=False)
+        self.add_module(self.norm1_name, norm1)
+        self.conv2 = build_conv_layer(
+            self._conv3x3_cfg(dcn, self.conv2_stride),
+            planes,
+            planes,
+            kernel_size=3,
+            stride=self.conv2_stride,
+            padding=dilation,
+            dilation=dilation,
+            bias=False,
+        )
+        self.add_module(self.norm2_name, norm2)
+        self.conv3 = build_conv_layer(conv_cfg, planes, outplanes, kernel_size=1, bias=False)
+        self.add_module(self.norm3_name, norm3)
+
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = downsample
+        self._add_plugins({"after_conv1": planes, "after_conv2": planes, "after_conv3": outplanes})
+
+    @property
+    def norm3(self) -> nn.Module:
+        """The norm layer after the third convolution."""
+        return self.get_submodule(self.norm3_name)
+
+    def _residual_and_shortcut(self, x: Tensor) -> Tensor:
+        out: Tensor = self.relu(self.norm1(self.conv1(x)))
+        if self.with_plugins:
+            out = self.forward_plugin(out, self.after_conv1_plugin_names)
+
+        out = self.relu(self.norm2(self.conv2(out)))
+        if self.with_plugins:
+            out = self.forward_plugin(out, self.after_conv2_plugin_names)
+
+        out = self.norm3(self.conv3(out))
+        if self.with_plugins:
+            out = self.forward_plugin(out, self.after_conv3_plugin_names)
+
+        out += x if self.downsample is None else self.downsample(x)
+        return out

@@ -1,0 +1,143 @@
+"""Build convolution, norm and plugin layers from config dicts.
+
+Thin over ``mmcv.cnn``: the layer types, their registries and their defaults are mmcv's own. What is added is that a
+wrong config is refused with a sentence that says what to write instead.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import mmcv.cnn
+from mmengine.registry import MODELS, Registry
+from torch import nn
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from .errors import ArgumentError, ArgumentTypeError, UnknownNameError, did_you_mean
+
+__all__ = ["build_conv_layer", "build_norm_layer", "build_plugin_layer"]
+
+LayerCfg = dict[str, Any]
+
+_NORMS = (nn.modules.batchnorm._BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
+
+
+def build_conv_layer(cfg: LayerCfg | None, *args: Any, **kwargs: Any) -> nn.Module:
+    """Build a convolution.
+
+    Args:
+        cfg: ``dict(type=...)`` with any further arguments of that type; ``None`` means ``dict(type='Conv2d')``.
+        *args: Positional arguments of the convolution (``in_channels``, ``out_channels``, ``kernel_size``, ...).
+        **kwargs: Keyword arguments of the convolution.
+
+    Returns:
+        The convolution.
+
+    Raises:
+        ArgumentTypeError: ``cfg`` is no dict.
+        UnknownNameError: ``cfg`` has no ``type``, or one that is not registered.
+    """
+    if cfg is not None:
+        _check_cfg("conv_cfg", cfg, _is_conv)
+    return mmcv.cnn.build_conv_layer(cfg, *args, **kwargs)
+
+
+def build_norm_layer(cfg: LayerCfg, num_features: int, postfix: int | str = "") -> tuple[str, nn.Module]:
+    """Build a norm layer and the name it goes by in a block.
+
+    Args:
+        cfg: ``dict(type=...)`` with any further arguments of that type; ``requires_grad=False`` freezes its affine
+            parameters, ``eps`` defaults to 1e-5.
+        num_features: Number of channels.
+        postfix: What follows the abbreviation in the name: ``1`` makes ``bn1``, ``gn1``, ...
+
+    Returns:
+        The name and the layer.
+
+    Raises:
+        ArgumentTypeError: ``cfg`` is no dict.
+        UnknownNameError: ``cfg`` has no ``type``, or one that is not registered.
+        ArgumentError: ``cfg`` is a GroupNorm without ``num_groups``.
+    """
+    layer_type = _check_cfg("norm_cfg", cfg, _is_norm)
+    if layer_type is nn.GroupNorm and "num_groups" not in cfg:
+        raise ArgumentError(f"norm_cfg of type 'GN' needs num_groups, got {dict(cfg)!r}; 32 is usual")
+    return mmcv.cnn.build_norm_layer(cfg, num_features, postfix=postfix)
+
+
+def build_plugin_layer(cfg: LayerCfg, postfix: int | str = "", **kwargs: Any) -> tuple[str, nn.Module]:
+    """Build a plugin layer and the name it goes by in a block.
+
+    Args:
+        cfg: ``dict(type=...)`` with any further arguments of that type.
+        postfix: What follows the abbreviation in the name: ``'1'`` makes ``context_block1``.
+        **kwargs: Arguments that the block supplies (``in_channels``).
+
+    Returns:
+        The name and the layer.
+
+    Raises:
+        ArgumentTypeError: ``cfg`` is no dict.
+        UnknownNameError: ``cfg`` has no ``type``, or one that is not registered.
+    """
+    _check_cfg("plugin cfg", cfg, _is_plugin)
+    return mmcv.cnn.build_plugin_layer(cfg, postfix=postfix, **kwargs)
+
+
+def _check_cfg(argument: str, cfg: Any, belongs: Callable[[type], bool]) -> Any:
+    """Return the class that ``cfg['type']`` stands for, or say what is wrong with ``cfg``.
+
+    Args:
+        argument: The name of the argument, for the message.
+        cfg: The config to look at.
+        belongs: Tells the classes worth listing when the type is unknown.
+    """
+    if not isinstance(cfg, Mapping):
+        raise ArgumentTypeError(f"{argument} must be a dict with a 'type', got {cfg!r}")
+    if "type" not in cfg:
+        raise UnknownNameError(f"{argument} must have a 'type', got {dict(cfg)!r}")
+    layer_type = cfg["type"]
+    if inspect.isclass(layer_type):
+        return layer_type
+    # The same look-up that mmcv makes: the default scope's registry first, then its parents.
+    with MODELS.switch_scope_and_registry(None) as registry:
+        found = _look_up(registry, layer_type)
+        if found is None:
+            known = sorted(_known_names(registry, belongs))
+            raise UnknownNameError(
+                f"{argument} has type {layer_type!r}, which is not registered in scope {registry.scope!r}."
+                f"{did_you_mean(str(layer_type), known)} Known types: {', '.join(known)}"
+            )
+    return found
+
+
+def _look_up(registry: Registry, name: Any) -> Any:
+    try:
+        return registry.get(name)
+    except (TypeError, RuntimeError):
+        # mmengine raises these for a key that is no string, and for a dotted path that leads nowhere.
+        return None
+
+
+def _known_names(registry: Registry | None, belongs: Callable[[type], bool]) -> set[str]:
+    names: set[str] = set()
+    while registry is not None:
+        names |= {name for name, item in registry.module_dict.items() if inspect.isclass(item) and belongs(item)}
+        registry = registry.parent
+    return names
+
+
+def _is_conv(layer_type: type) -> bool:
+    name = layer_type.__name__
+    return issubclass(layer_type, nn.Module) and "Conv" in name and not name.startswith("ConvTranspose")
+
+
+def _is_norm(layer_type: type) -> bool:
+    return issubclass(layer_type, _NORMS)
+
+
+def _is_plugin(layer_type: type) -> bool:
+    """Whether a class can be told to be a plugin: mmcv's own bricks, and whatever names its abbreviation."""
+    return issubclass(layer_type, nn.Module) and hasattr(layer_type, "_abbr_")

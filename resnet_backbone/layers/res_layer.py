@@ -1,0 +1,79 @@
+"""A stage: residual blocks in a row, the first (or last) of which changes resolution and width."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.model import Sequential
+from torch import nn
+
+from ..builders import build_conv_layer, build_norm_layer
+
+__all__ = ["ResLayer"]
+
+Cfg = dict[str, Any]
+
+
+class ResLayer(Sequential):
+    """One stage of a ResNet.
+
+    Args:
+        block: Class of the blocks, such as ``Bottleneck``; it has an ``expansion``.
+        inplanes: Number of input channels.
+        planes: Base number of channels; the stage returns ``planes * block.expansion``.
+        num_blocks: Number of blocks.
+        stride: Stride of the block that changes the resolution.
+        avg_down: Let the shortcut average over ``stride x stride`` before its 1x1 convolution instead of striding in
+            it, so that no feature is skipped: the D of ResNet-D (He et al., 2018, https://arxiv.org/abs/1812.01187,
+            section 4).
+        conv_cfg: Config of the convolutions; ``None`` means ``dict(type='Conv2d')``.
+        norm_cfg: Config of the norm layers.
+        downsample_first: Whether the first block changes the resolution, as in ResNet, or the last, as in Hourglass
+            networks, whose other blocks then keep ``inplanes`` channels.
+        **kwargs: Further arguments of every block: ``dilation``, ``style``, ``with_cp``, ``dcn``, ``plugins``,
+            ``init_cfg``.
+    """
+
+    def __init__(
+        self,
+        block: type[Any],
+        inplanes: int,
+        planes: int,
+        num_blocks: int,
+        stride: int = 1,
+        avg_down: bool = False,
+        conv_cfg: Cfg | None = None,
+        norm_cfg: Cfg = dict(type="BN"),  # noqa: B006 - never changed; written as configs are
+        downsample_first: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        outplanes = planes * block.expansion
+        kwargs |= {"conv_cfg": conv_cfg, "norm_cfg": norm_cfg}
+
+        # The projection is built before the blocks: its weights are the first that the stage draws.
+        downsample = None
+        if stride != 1 or inplanes != outplanes:
+            downsample = _projection(inplanes, outplanes, stride, avg_down, conv_cfg, norm_cfg)
+        resizing = {"inplanes": inplanes, "planes": planes, "stride": stride, "downsample": downsample, **kwargs}
+
+        if downsample_first:
+            keeping = {"inplanes": outplanes, "planes": planes, "stride": 1, **kwargs}
+            arguments = [resizing] + [keeping] * (num_blocks - 1)
+        else:
+            keeping = {"inplanes": inplanes, "planes": inplanes, "stride": 1, **kwargs}
+            arguments = [keeping] * (num_blocks - 1) + [resizing]
+        super().__init__(*(block(**arguments_of_one) for arguments_of_one in arguments))
+        self.block = block
+
+
+def _projection(
+    inplanes: int, outplanes: int, stride: int, avg_down: bool, conv_cfg: Cfg | None, norm_cfg: Cfg
+) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    if avg_down:
+        # ceil_mode keeps the size that a strided convolution would give; cells outside the image do not count.
+        layers.append(nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False))
+        stride = 1
+    layers.append(build_conv_layer(conv_cfg, inplanes, outplanes, kernel_size=1, stride=stride, bias=False))
+    layers.append(build_norm_layer(norm_cfg, outplanes)[1])
+    return nn.Sequential(*layers)

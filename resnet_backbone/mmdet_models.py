@@ -1,0 +1,12 @@
+"""Imported by mmdet's model registry at its first look-up, in place of ``mmdet.models``: see ``registry``."""
+
+from importlib import import_module
+
+from .registry import BACKBONES, MMDET_LOCATIONS, explain, log, register
+
+for _location in MMDET_LOCATIONS:
+    try:
+        import_module(_location)
+    except Exception as error:  # noqa: BLE001 - whatever breaks mmdet, our backbones still build
+        log(f"{_location} cannot be imported ({explain(error)}): only resnet_backbone's own types are available")
+register(BACKBONES)

@@ -1,0 +1,111 @@
+"""Which registry is mmdet's here, and how our classes get into it.
+
+mmengine finds a class by scope and name. Inside mmdet, ``type='ResNet'`` is looked up in ``mmdet.registry.MODELS``,
+which imports ``mmdet.models`` at its first look-up; a ``ResNet`` that was registered before that would make that import
+fail. So this package puts itself between the two: the registry is told to import ``resnet_backbone.mmdet_models``
+instead, which imports ``mmdet.models`` and then registers our classes over mmdet's. Where mmdet is missing or broken, a
+registry of ours with mmdet's scope takes its place, so that the same config builds.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import Any, cast
+
+from mmengine.logging import print_log
+from mmengine.registry import MODELS as ROOT
+from mmengine.registry import Registry
+from torch import nn
+
+from .blocks import BasicBlock, Bottleneck
+from .layers import ResLayer
+from .resnet import ResNet, ResNetV1c, ResNetV1d
+
+__all__ = ["BACKBONES", "MODELS", "build_backbone"]
+
+# What an mmdet config asks for by these names, it now gets from here.
+OVERRIDES: tuple[type[nn.Module], ...] = (ResNet, ResNetV1d)
+# Registered where the name is free: mmdet's own 'ResLayer', for one, is the shared head of its C4 detectors.
+ADDITIONS: tuple[type[nn.Module], ...] = (ResNetV1c, BasicBlock, Bottleneck, ResLayer)
+
+
+def mmdet_registry() -> Registry:
+    """Return mmdet's model registry, or one of ours in its scope where mmdet cannot be imported."""
+    try:
+        return cast(Registry, import_module("mmdet.registry").MODELS)
+    except Exception as error:  # noqa: BLE001 - mmdet asserts versions, and its dependencies fail in their own ways
+        log(f"mmdet cannot be used here ({explain(error)}): type='ResNet' builds from a registry of our own")
+        return _stand_in_registry()
+
+
+def _stand_in_registry() -> Registry:
+    registry = cast("Registry | None", ROOT.children.get("mmdet"))
+    if registry is None:
+        # Without a location mmengine would look for mmdet.utils, and warn that there is none.
+        registry = Registry("model", parent=ROOT, scope="mmdet", locations=[__name__])
+    register(registry)
+    # mmengine imports mmdet.registry each time it meets the scope, and would warn, or fail, each time.
+    stand_in: Any = ModuleType("mmdet.registry", "Stands in for mmdet's, which cannot be imported here.")
+    stand_in.MODELS = registry
+    sys.modules["mmdet.registry"] = stand_in
+    return registry
+
+
+def register(registry: Registry) -> None:
+    """Register our classes: over mmdet's where they replace them, beside them where the name is free."""
+    for cls in OVERRIDES:
+        registry.register_module(module=cls, force=True)
+    for cls in ADDITIONS:
+        if cls.__name__ not in registry.module_dict:
+            registry.register_module(module=cls)
+
+
+def enter(registry: Registry) -> tuple[str, ...]:
+    """Register our classes now or, where mmdet's are yet to come, arrange that it happens after them.
+
+    Args:
+        registry: mmdet's registry, or ours in its place.
+
+    Returns:
+        The modules that ``resnet_backbone.mmdet_models`` has to import first.
+    """
+    locations = tuple(registry._locations)
+    if registry._imported or "ResNet" in registry.module_dict:
+        register(registry)
+    if not registry._imported and __name__ not in locations:
+        registry._locations = ["resnet_backbone.mmdet_models"]
+    return locations
+
+
+def build_backbone(cfg: dict[str, Any]) -> nn.Module:
+    """Build a backbone from its config, whatever mmengine's default scope is at the moment.
+
+    Args:
+        cfg: ``dict(type='ResNet', depth=50, ...)``; ``type`` is a name in mmdet's scope, or a class.
+
+    Returns:
+        The backbone.
+    """
+    return cast(nn.Module, BACKBONES.build({"_scope_": BACKBONES.scope, **cfg}))
+
+
+def explain(error: Exception) -> str:
+    """Put an exception into one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def log(message: str) -> None:
+    """Write one line to mmengine's current logger."""
+    print_log(f"resnet_backbone: {message}", logger="current", level=logging.INFO)
+
+
+# 'resnet_backbone.ResNet' from any scope: mmengine imports this module and finds the scope below its root.
+MODELS = Registry("model", parent=ROOT, scope="resnet_backbone")
+for _cls in (*OVERRIDES, *ADDITIONS):
+    MODELS.register_module(module=_cls)
+
+BACKBONES: Registry = mmdet_registry()
+MMDET_LOCATIONS = enter(BACKBONES)

@@ -1,0 +1,466 @@
+"""ResNet and its C and D variants, as mmdet defines them: same arguments, same names, same numbers to the last bit."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+from mmengine.logging import MMLogger
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import Never, Self
+
+from .arguments import (
+    check_dcn,
+    check_frozen_stages,
+    check_num_stages,
+    check_out_indices,
+    check_per_stage,
+    check_plugins,
+    check_stage_mask,
+    check_style,
+)
+from .blocks import BasicBlock, Bottleneck
+from .builders import build_conv_layer, build_norm_layer
+from .errors import ArgumentError, ArgumentTypeError, UnknownNameError, check_channels, did_you_mean
+from .layers import ResLayer
+
+__all__ = ["FeatureInfo", "ResNet", "ResNetV1c", "ResNetV1d"]
+
+Cfg = dict[str, Any]
+
+
+_LAST_NORM: dict[type[nn.Module], str] = {BasicBlock: "norm2", Bottleneck: "norm3"}
+
+
+class FeatureInfo(NamedTuple):
+    """What one of a backbone's outputs is.
+
+    Attributes:
+        module: Name of the stage that makes it, such as ``'layer2'``.
+        channels: Its number of channels.
+        reduction: How many pixels of the input, along an axis, one of its pixels stands for.
+    """
+
+    module: str
+    channels: int
+    reduction: int
+
+
+class ResNet(BaseModule):
+    """ResNet (He et al., 2015, https://arxiv.org/abs/1512.03385, table 1), without its classifier.
+
+    Args:
+        depth: 18, 34, 50, 101 or 152.
+        in_channels: Number of channels of the input image.
+        stem_channels: Number of channels that the stem returns; ``None`` means ``base_channels``.
+        base_channels: ``planes`` of the first stage; each further stage doubles it.
+        num_stages: Number of stages, 1 to 4.
+        strides: Stride of each stage.
+        dilations: Dilation of each stage.
+        out_indices: The stages, counted from 0, whose features ``forward`` returns. Nothing is computed after the last.
+        style: ``'pytorch'`` strides in a Bottleneck's 3x3 convolution, ``'caffe'`` in its first 1x1.
+        deep_stem: Three 3x3 convolutions in the stem in place of one 7x7.
+        avg_down: Let the shortcuts average before their 1x1 convolution instead of striding in it.
+        frozen_stages: Keep the stem (0), and the stages up to this number (1 to ``num_stages``), from training: no
+            gradients, norm layers in eval mode. -1 freezes nothing.
+        conv_cfg: Config of the convolutions; ``None`` means ``dict(type='Conv2d')``.
+        norm_cfg: Config of the norm layers.
+        norm_eval: Keep every batch norm in eval mode while training: its running statistics stay as they are, its
+            affine parameters train.
+        dcn: Config of a deformable convolution for the 3x3 of the stages that ``stage_with_dcn`` names.
+        stage_with_dcn: One truth value per stage.
+        plugins: Layers to insert into blocks: ``dict(cfg=dict(type=...), position='after_conv2', stages=(...))``.
+            ``stages`` has one truth value per stage and may be left out; several plugins of one type in one block need
+            a ``postfix`` in their ``cfg``.
+        with_cp: Drop each block's activations after the forward pass and compute them again in the backward pass.
+        zero_init_residual: Start the last norm layer of each block at zero, so that each block starts as an identity
+            (Goyal et al., 2017, https://arxiv.org/abs/1706.02677, section 5.1).
+        pretrained: Deprecated: a checkpoint to start from. Use
+            ``init_cfg=dict(type='Pretrained', checkpoint=...)``.
+        init_cfg: mmengine's initialisation config. ``None`` means Kaiming initialisation of the convolutions.
+        **unknown: No further argument exists; each is refused, with the nearest that does.
+
+    Raises:
+        ArgumentError: An argument has a value that is not allowed. It is a ``ValueError`` and an ``AssertionError``;
+            for an invalid ``depth`` or an unknown layer type a ``KeyError`` too, for a wrong type a ``TypeError`` too.
+
+    Example:
+        >>> import torch
+        >>> backbone = ResNet(depth=18).eval()
+        >>> [tuple(level.shape) for level in backbone(torch.rand(1, 3, 64, 64))]
+        [(1, 64, 16, 16), (1, 128, 8, 8), (1, 256, 4, 4), (1, 512, 2, 2)]
+    """
+
+    arch_settings: ClassVar[dict[int, tuple[type[Any], tuple[int, ...]]]] = {
+        18: (BasicBlock, (2, 2, 2, 2)),
+        34: (BasicBlock, (3, 4, 6, 3)),
+        50: (Bottleneck, (3, 4, 6, 3)),
+        101: (Bottleneck, (3, 4, 23, 3)),
+        152: (Bottleneck, (3, 8, 36, 3)),
+    }
+
+    # A subclass may build itself without our __init__ (mmdet's RegNet does); forward then checks no channel count.
+    in_channels: int | None = None
+
+    def __init__(
+        self,
+        depth: int,
+        in_channels: int = 3,
+        stem_channels: int | None = None,
+        base_channels: int = 64,
+        num_stages: int = 4,
+        strides: Sequence[int] = (1, 2, 2, 2),
+        dilations: Sequence[int] = (1, 1, 1, 1),
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        style: str = "pytorch",
+        deep_stem: bool = False,
+        avg_down: bool = False,
+        frozen_stages: int = -1,
+        conv_cfg: Cfg | None = None,
+        norm_cfg: Cfg = dict(type="BN", requires_grad=True),  # noqa: B006 - never changed; written as configs are
+        norm_eval: bool = True,
+        dcn: Cfg | None = None,
+        stage_with_dcn: Sequence[bool] = (False, False, False, False),
+        plugins: list[Cfg] | None = None,
+        with_cp: bool = False,
+        zero_init_residual: bool = True,
+        pretrained: str | None = None,
+        init_cfg: Cfg | list[Cfg] | None = None,
+        **unknown: Never,
+    ) -> None:
+        super().__init__(init_cfg)
+        if unknown:
+            raise _unknown_argument(type(self), next(iter(unknown)))
+        if depth not in self.arch_settings:
+            raise UnknownNameError(
+                f"invalid depth {depth!r} for {type(self).__name__}: depth must be one of "
+                f"{', '.join(map(str, self.arch_settings))}"
+            )
+        self.block, stage_blocks = self.arch_settings[depth]
+        if stem_channels is None:
+            stem_channels = base_channels
+
+        check_channels("in_channels", in_channels)
+        check_channels("base_channels", base_channels)
+        # The deep stem's first two convolutions have half as many channels.
+        check_channels("stem_channels", stem_channels, minimum=2 if deep_stem else 1)
+        check_num_stages(num_stages, most=len(stage_blocks))
+        check_per_stage("strides", strides, num_stages)
+        check_per_stage("dilations", dilations, num_stages)
+        check_out_indices(out_indices, num_stages)
+        check_style(style)
+        check_frozen_stages(frozen_stages, num_stages)
+        check_dcn(dcn, conv_cfg)
+        if dcn is not None:
+            check_stage_mask("stage_with_dcn", stage_with_dcn, num_stages)
+        positions = getattr(self.block, "plugin_positions", Bottleneck.plugin_positions)
+        check_plugins(plugins, positions, num_stages)
+
+        self.depth = depth
+        self.in_channels = in_channels
+        self.stem_channels = stem_channels
+        self.base_channels = base_channels
+        self.num_stages = num_stages
+        self.strides = strides
+        self.dilations = dilations
+        self.out_indices = out_indices
+        self.style = style
+        self.deep_stem = deep_stem
+        self.avg_down = avg_down
+        self.frozen_stages = frozen_stages
+        self.conv_cfg = conv_cfg
+        self.norm_cfg = norm_cfg
+        self.norm_eval = norm_eval
+        self.dcn = dcn
+        self.stage_with_dcn = stage_with_dcn
+        self.plugins = plugins
+        self.with_cp = with_cp
+        self.zero_init_residual = zero_init_residual
+        self.stage_blocks = stage_blocks[:num_stages]
+        self.inplanes = stem_channels
+
+        block_init_cfg = self._set_init_cfg(pretrained)
+        self._make_stem_layer(in_channels, stem_channels)
+        self.res_layers: list[str] = []
+        for index, num_blocks in enumerate(self.stage_blocks):
+            planes = base_channels * 2**index
+            stage = self.make_res_layer(
+                block=self.block,
+                inplanes=self.inplanes,
+                planes=planes,
+                num_blocks=num_blocks,
+                stride=strides[index],
+                dilation=dilations[index],
+                style=style,
+                avg_down=avg_down,
+                with_cp=with_cp,
+                conv_cfg=conv_cfg,
+                norm_cfg=norm_cfg,
+                dcn=dcn if dcn is not None and stage_with_dcn[index] else None,
+                plugins=None if plugins is None else self.make_stage_plugins(plugins, index),
+                init_cfg=block_init_cfg,
+            )
+            self.inplanes = planes * self.block.expansion
+            self.res_layers.append(f"layer{index + 1}")
+            self.add_module(self.res_layers[-1], stage)
+        self.feat_dim: int = self.inplanes
+
+        self._freeze_stages()
+
+    def _set_init_cfg(self, pretrained: str | None) -> Cfg | None:
+        """Settle how the backbone is initialised; return the blocks' own initialisation config."""
+        if pretrained is not None:
+            _check_pretrained(pretrained)
+            if self.init_cfg:
+                raise ArgumentError(
+                    f"pretrained={pretrained!r} and init_cfg={self.init_cfg!r} cannot both be given: drop pretrained"
+                )
+            warnings.warn(
+                f"pretrained is deprecated: write init_cfg=dict(type='Pretrained', checkpoint={pretrained!r})",
+                DeprecationWarning,
+                stacklevel=3,
+            )
+            self.init_cfg = _pretrained_init_cfg(pretrained)
+        elif self.init_cfg is None:
+            self.init_cfg = [
+                {"type": "Kaiming", "layer": "Conv2d"},
+                {"type": "Constant", "val": 1, "layer": ["_BatchNorm", "GroupNorm"]},
+            ]
+            # A subclass's own block starts its last norm layer at one, as in mmdet.
+            last_norm = _LAST_NORM.get(self.block)
+            if self.zero_init_residual and last_norm is not None:
+                return {"type": "Constant", "val": 0, "override": {"name": last_norm}}
+        return None
+
+    def _make_stem_layer(self, in_channels: int, stem_channels: int) -> None:
+        """Build the stem: stride 4, from ``in_channels`` to ``stem_channels``."""
+        if self.deep_stem:
+            half = stem_channels // 2
+            self.stem = nn.Sequential(
+                *self._stem_conv3x3(in_channels, half, stride=2),
+                *self._stem_conv3x3(half, half, stride=1),
+                *self._stem_conv3x3(half, stem_channels, stride=1),
+            )
+        else:
+            self.conv1 = build_conv_layer(
+                self.conv_cfg, in_channels, stem_channels, kernel_size=7, stride=2, padding=3, bias=False
+            )
+            self.norm1_name, norm1 = build_norm_layer(self.norm_cfg, stem_channels, postfix=1)
+            self.add_module(self.norm1_name, norm1)
+            self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+
+    def _stem_conv3x3(self, in_channels: int, out_channels: int, stride: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+        conv = build_conv_layer(
+            self.conv_cfg, in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False
+        )
+        return conv, build_norm_layer(self.norm_cfg, out_channels)[1], nn.ReLU(inplace=True)
+
+    def make_stage_plugins(self, plugins: list[Cfg], stage_idx: int) -> list[Cfg]:
+        """Choose the plugins of one stage.
+
+        Args:
+            plugins: The plugins of the backbone.
+            stage_idx: Index of the stage, from 0.
+
+        Returns:
+            The plugins whose ``stages`` include the stage, or that have none, without their ``stages``.
+        """
+        check_plugins(plugins, Bottleneck.plugin_positions, self.num_stages)
+        return [
+            {key: plugin[key] for key in plugin if key != "stages"}
+            for plugin in plugins
+            if plugin.get("stages") is None or plugin["stages"][stage_idx]
+        ]
+
+    def make_res_layer(self, **kwargs: Any) -> nn.Module:
+        """Build one stage; a subclass overrides this to use another.
+
+        Args:
+            **kwargs: The arguments of ``ResLayer``.
+        """
+        return ResLayer(**kwargs)
+
+    @property
+    def norm1(self) -> nn.Module:
+        """The norm layer of the stem; a deep stem has none of this name."""
+        return self.get_submodule(self.norm1_name)
+
+    @property
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        """What each tensor that ``forward`` returns is, in their order."""
+        reduction = self._stem_stride()
+        infos = []
+        for index, (name, stride) in enumerate(zip(self.res_layers, self.strides)):
+            reduction *= stride
+            if index in self.out_indices:
+                infos.append(FeatureInfo(name, _channels_of(getattr(self, name)), reduction))
+        return tuple(infos)
+
+    @property
+    def out_channels(self) -> tuple[int, ...]:
+        """Number of channels of each tensor that ``forward`` returns."""
+        return tuple(info.channels for info in self.feature_info)
+
+    @property
+    def out_strides(self) -> tuple[int, ...]:
+        """Stride, relative to the input, of each tensor that ``forward`` returns."""
+        return tuple(info.reduction for info in self.feature_info)
+
+    def _stem_stride(self) -> int:
+        """Stride of the stem as built: a subclass may have another, or no max pooling."""
+        modules = [*self.stem] if self.deep_stem else [self.conv1]
+        modules += [self.maxpool] if hasattr(self, "maxpool") else []
+        strides = (getattr(module, "stride", 1) for module in modules)
+        return math.prod(stride if isinstance(stride, int) else stride[0] for stride in strides)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the feature pyramid.
+
+        Args:
+            x: Images of shape ``(N, in_channels, H, W)``.
+
+        Returns:
+            For each of ``out_indices``, in ascending order, features of shape ``(N, C, H / stride, W / stride)``, sizes
+            rounded up; ``feature_info`` gives channels and strides.
+
+        Raises:
+            ArgumentError: ``x`` has another number of dimensions or channels, or no floating-point dtype.
+        """
+        self._check_input(x)
+        x = self.stem(x) if self.deep_stem else self.relu(self.norm1(self.conv1(x)))
+        x = self.maxpool(x)
+
+        outs = []
+        for index in range(max(self.out_indices) + 1):
+            x = getattr(self, self.res_layers[index])(x)
+            if index in self.out_indices:
+                outs.append(x)
+        return tuple(outs)
+
+    def _check_input(self, x: Tensor) -> None:
+        channels = self.in_channels
+        if x.dim() != 4 or (channels is not None and x.shape[1] != channels):
+            raise ArgumentError(
+                f"x must have shape (N, {'C' if channels is None else channels}, H, W), got {tuple(x.shape)}"
+            )
+        if not x.is_floating_point():
+            raise ArgumentTypeError(f"x must be of a floating-point dtype, got {x.dtype}: normalise the image first")
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation; what is frozen stays so, and so does ``norm_eval``.
+
+        Args:
+            mode: Whether to train.
+
+        Returns:
+            The backbone.
+        """
+        super().train(mode)
+        self._freeze_stages()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def _freeze_stages(self) -> None:
+        """Take the frozen stem and stages out of training: no gradients, norm layers in eval mode."""
+        frozen: list[nn.Module] = []
+        if self.frozen_stages >= 0:
+            frozen += [self.stem] if self.deep_stem else [self.conv1, self.norm1]
+        frozen += [getattr(self, f"layer{number}") for number in range(1, self.frozen_stages + 1)]
+        for module in frozen:
+            module.eval()
+            for parameter in module.parameters():
+                parameter.requires_grad = False
+
+    def init_weights(self, pretrained: str | None = None) -> None:
+        """Initialise the weights as ``init_cfg`` says.
+
+        Args:
+            pretrained: A checkpoint to load in place of ``init_cfg``, as in mmdet 2.
+
+        Raises:
+            ArgumentTypeError: ``pretrained`` is no string.
+        """
+        if pretrained is not None:
+            _check_pretrained(pretrained)
+            self.init_cfg = _pretrained_init_cfg(pretrained)
+            self._is_init = False
+        super().init_weights()  # type: ignore[no-untyped-call]
+
+    def _dump_init_info(self) -> None:
+        """Write mmengine's report on every parameter to log files; to the console at log level DEBUG only."""
+        logger = MMLogger.get_current_instance()
+        to_file = any(isinstance(handler, logging.FileHandler) for handler in logger.handlers)
+        if to_file or logger.level == logging.DEBUG:
+            super()._dump_init_info()
+
+
+class ResNetV1c(ResNet):
+    """ResNet-C: a stem of three 3x3 convolutions (He et al., 2018, https://arxiv.org/abs/1812.01187, section 4).
+
+    Args:
+        depth: 18, 34, 50, 101 or 152.
+        deep_stem: Always true.
+        **kwargs: The further arguments of ``ResNet``.
+
+    Raises:
+        ArgumentError: As ``ResNet``; and ``deep_stem`` is false.
+    """
+
+    def __init__(self, depth: int, *, deep_stem: bool = True, **kwargs: Any) -> None:
+        if not deep_stem:
+            raise ArgumentError(f"deep_stem must be True for {type(self).__name__}, got {deep_stem!r}: use ResNet")
+        super().__init__(depth, deep_stem=True, **kwargs)
+
+
+class ResNetV1d(ResNetV1c):
+    """ResNet-D: ResNet-C whose shortcuts average before they project (He et al., 2018, section 4).
+
+    Args:
+        depth: 18, 34, 50, 101 or 152.
+        avg_down: Always true.
+        **kwargs: The further arguments of ``ResNet``.
+
+    Raises:
+        ArgumentError: As ``ResNet``; and ``deep_stem`` or ``avg_down`` is false.
+    """
+
+    def __init__(self, depth: int, *, avg_down: bool = True, **kwargs: Any) -> None:
+        if not avg_down:
+            raise ArgumentError(f"avg_down must be True for {type(self).__name__}, got {avg_down!r}: use ResNetV1c")
+        super().__init__(depth, avg_down=True, **kwargs)
+
+
+def _unknown_argument(cls: type, name: str) -> ArgumentTypeError:
+    known = [
+        parameter
+        for base in cls.__mro__
+        if "__init__" in vars(base) and issubclass(base, ResNet)
+        for parameter in inspect.signature(vars(base)["__init__"]).parameters
+    ]
+    return ArgumentTypeError(f"{cls.__name__} has no argument {name!r}.{did_you_mean(name, known)}")
+
+
+def _check_pretrained(pretrained: Any) -> None:
+    if not isinstance(pretrained, str):
+        raise ArgumentTypeError(f"pretrained must be a string (a path, a URL, torchvision://...), got {pretrained!r}")
+
+
+def _pretrained_init_cfg(checkpoint: str) -> Cfg:
+    return {"type": "Pretrained", "checkpoint": checkpoint}
+
+
+def _channels_of(stage: nn.Module) -> int:
+    """Number of channels that a stage returns: those of its last block's last convolution."""
+    block = list(stage.children())[-1]
+    last_conv = block.conv3 if hasattr(block, "conv3") else block.conv2
+    return last_conv.out_channels  # type: ignore[union-attr, return-value]
