@@ -1,1 +1,1 @@
-model = dict(backbone=dict(type='ResNet', depth=18))
+model = dict(backbone=dict(type="ResNet", depth=18))
