@@ -149,7 +149,9 @@ class _ResidualBlock(BaseModule):
             Features of shape ``(N, planes * expansion, H / stride, W / stride)``.
         """
         if self.with_cp and is_grad_enabled() and self._may_checkpoint(x):
-            out = checkpoint(self._residual_and_shortcut, x, use_reentrant=False)
+            # The view adds up the gradients of the block's two branches before any other consumer's of x: the order
+            # of a reentrant checkpoint, and so mmdet's bits.
+            out = checkpoint(self._residual_and_shortcut, x.view_as(x), use_reentrant=False)
         else:
             out = self._residual_and_shortcut(x)
         return cast(Tensor, self.relu(out))

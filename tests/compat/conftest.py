@@ -1,0 +1,41 @@
+"""Tests against a real mmdet. Where none can be imported they are skipped, with the reason; nothing else is."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def _why_no_mmdet() -> str | None:
+    try:
+        importlib.import_module("mmdet.models")
+    except Exception as error:
+        return f"no mmdet with compiled mmcv here ({type(error).__name__}: {error})"
+    return None
+
+
+WHY_NO_MMDET = _why_no_mmdet()
+# Modules here import mmdet at their top; where it is missing they must not even be collected.
+collect_ignore_glob = ["test_*.py"] if WHY_NO_MMDET else []
+
+
+def pytest_report_header() -> str:
+    return f"tests/compat: {WHY_NO_MMDET or 'runs against the installed mmdet'}"
+
+
+BIT_EXACT: dict[str, set[str]] = {}
+
+
+@pytest.fixture
+def bit_exact(request: pytest.FixtureRequest):
+    """Call it with a kind and a name once the two were found bit-equal; the summary counts them."""
+    return lambda kind, name: BIT_EXACT.setdefault(kind, set()).add(name)
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    for kind, names in BIT_EXACT.items():
+        terminalreporter.write_line(f"bit-exact with mmdet: {len(names)} {kind}")
