@@ -53,5 +53,9 @@ def _backbones(node: Any) -> list[dict[str, Any]]:
         return [backbone for item in node for backbone in _backbones(item)]
     if not isinstance(node, dict):
         return []
-    own = [node["backbone"].to_dict() if hasattr(node["backbone"], "to_dict") else dict(node["backbone"])] if isinstance(node.get("backbone"), dict) and "type" in node["backbone"] else []
+    own = (
+        [node["backbone"].to_dict() if hasattr(node["backbone"], "to_dict") else dict(node["backbone"])]
+        if isinstance(node.get("backbone"), dict) and "type" in node["backbone"]
+        else []
+    )
     return own + [backbone for key, value in node.items() for backbone in _backbones(value)]

@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 def _why_no_mmdet() -> str | None:
     try:
         importlib.import_module("mmdet.models")
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - mmdet fails in many ways, and each is the reason to print
         return f"no mmdet with compiled mmcv here ({type(error).__name__}: {error})"
     return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 
 import mmdet.models.backbones.resnet as reference
@@ -89,7 +90,9 @@ COMBINATIONS = {
             dict(cfg=dict(type="ContextBlock", ratio=1 / 8, postfix="1"), position="after_conv2"),
             dict(cfg=dict(type="ContextBlock", ratio=1 / 4, postfix="2"), position="after_conv2"),
             dict(cfg=dict(type="NonLocal2d"), stages=(False, False, True, False), position="after_conv3"),
-            dict(cfg=dict(type="ConvModule", kernel_size=1, out_channels=64), stages=(1, 0, 0, 0), position="after_conv1"),
+            dict(
+                cfg=dict(type="ConvModule", kernel_size=1, out_channels=64), stages=(1, 0, 0, 0), position="after_conv1"
+            ),
         ],
     ),
     "50 checkpointed plugins and DCN": dict(
@@ -119,18 +122,15 @@ def test_res_layer_has_mmdets_arguments_and_places_the_downsampling_block():
     from mmdet.models.layers import ResLayer
 
     theirs = [(p.name, p.default) for p in inspect.signature(ResLayer).parameters.values()]
-    ours = inspect.signature(resnet_backbone.ResLayer).parameters.values()
-    assert [(p.name, p.default) for p in ours] == theirs
+    parameters = inspect.signature(resnet_backbone.ResLayer).parameters.values()
+    assert [(p.name, p.default) for p in parameters] == theirs
     for first in (True, False):
-        kwargs = dict(inplanes=16, planes=32, num_blocks=3, stride=2, downsample_first=first)
-        pair = (
-            seeded(lambda: resnet_backbone.ResLayer(resnet_backbone.BasicBlock, **kwargs)),
-            seeded(lambda: ResLayer(reference.BasicBlock, **kwargs)),
-        )
-        for module, other in (pair, pair[::-1]):
-            assert list(module.state_dict()) == list(other.state_dict())
+        shape = dict(inplanes=16, planes=32, num_blocks=3, stride=2, downsample_first=first)
+        ours = seeded(functools.partial(resnet_backbone.ResLayer, resnet_backbone.BasicBlock, **shape))
+        theirs = seeded(functools.partial(ResLayer, reference.BasicBlock, **shape))
+        assert list(ours.state_dict()) == list(theirs.state_dict())
         x = batch(16, 16)
-        assert torch.equal(pair[0](x), pair[1](x))
+        assert torch.equal(ours(x), theirs(x))
 
 
 @pytest.mark.parametrize("depth", [18, 50])
@@ -141,5 +141,11 @@ def test_attributes_that_subclasses_rely_on(depth):
     block, their_block = ours.layer1[0], theirs.layer1[0]
     names = [name for name in vars(their_block) if not name.startswith("_")]
     assert not [name for name in names if getattr(block, name) != getattr(their_block, name)]
-    hooks = {name for cls in (reference.ResNet, reference.Bottleneck) for name in vars(cls) if not name.startswith("__")}
-    assert not [name for name in hooks if not hasattr(resnet_backbone.ResNet, name) and not hasattr(resnet_backbone.Bottleneck, name)]
+    hooks = {
+        name for cls in (reference.ResNet, reference.Bottleneck) for name in vars(cls) if not name.startswith("__")
+    }
+    assert not [
+        name
+        for name in hooks
+        if not hasattr(resnet_backbone.ResNet, name) and not hasattr(resnet_backbone.Bottleneck, name)
+    ]

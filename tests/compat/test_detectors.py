@@ -79,7 +79,9 @@ def test_losses_are_bitwise_equal(kind, bit_exact):
     ours, theirs = train(DETECTORS[kind], "ResNet"), train(DETECTORS[kind], reference.ResNet)
     for step, (losses, expected) in enumerate(zip(ours, theirs)):
         assert losses.keys() == expected.keys()
-        unequal = {name: (losses[name], expected[name]) for name in expected if not torch.equal(losses[name], expected[name])}
+        unequal = {
+            name: (losses[name], expected[name]) for name in expected if not torch.equal(losses[name], expected[name])
+        }
         assert not unequal, f"step {step}"
     assert all(math.isfinite(loss) for losses in ours[:STEPS] for loss in losses.values())
     bit_exact("whole detectors", kind)
