@@ -1,0 +1,7 @@
+"""``python -m resnet_backbone``: the same as the ``resnet-backbone`` command."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())
