@@ -42,8 +42,23 @@ def model_config(path: str, backbone: type | str) -> Config:
     """The model of a shipped config, from random weights, with the given backbone class."""
     model = Config.fromfile(str(CONFIGS / path)).model
     model.backbone.type = backbone
-    model.backbone.init_cfg = None
+    make_light(model)
     return model
+
+
+def make_light(node: object) -> None:
+    """Drop the checkpoints that a model or its parts (the shared head of C4) would start from, and most sampled boxes."""
+    if isinstance(node, (list, tuple)):
+        for part in node:
+            make_light(part)
+    if not isinstance(node, dict):
+        return
+    if isinstance(node.get("sampler"), dict) and "num" in node["sampler"]:
+        node["sampler"]["num"] = 32
+    if isinstance(node.get("init_cfg"), dict) and node["init_cfg"]["type"] == "Pretrained":
+        del node["init_cfg"]
+    for part in node.values():
+        make_light(part)
 
 
 def train(path: str, backbone: type | str) -> list[dict[str, torch.Tensor]]:
