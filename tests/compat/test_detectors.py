@@ -47,7 +47,7 @@ def model_config(path: str, backbone: type | str) -> Config:
 
 
 def make_light(node: object) -> None:
-    """Drop the checkpoints that a model or its parts (the shared head of C4) would start from, and most sampled boxes."""
+    """Drop the checkpoints that a model or a part of it (C4's shared head) would start from, and most sampled boxes."""
     if isinstance(node, (list, tuple)):
         for part in node:
             make_light(part)
