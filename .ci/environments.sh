@@ -53,7 +53,7 @@ install_mmdet() {
 }
 
 install_onedl() {
-    "$1" install --quiet torch==2.12.1 torchvision==0.27.1 'setuptools<81' wheel ninja psutil
+    "$1" install --quiet torch==2.12.1 torchvision==0.27.1 'setuptools>=77.0.3,<81' wheel ninja psutil
     "$1" install --quiet --no-cache-dir --no-build-isolation onedl-mmcv==2.3.6 onedl-mmengine==0.10.12
     "$1" install --quiet --no-build-isolation onedl-mmdetection==3.5.1
 }
