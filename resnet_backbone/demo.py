@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,8 +48,10 @@ def run_demo(image: str | None, out: str) -> int:
 
     Raises:
         ArgumentError: ``image`` cannot be read, or ``out`` is of no type that matplotlib writes or in no folder.
+        ImportError: A library that only the demo needs is missing.
         OSError: ``out`` cannot be written.
     """
+    _check_installed()
     check_picture_path(out)
     photo = load_photograph(image)
     cfg = Config.fromfile(config_path(CONFIG)).model.backbone
@@ -64,6 +67,13 @@ def run_demo(image: str | None, out: str) -> int:
     figure.savefig(out)
     print(f"Picture: {out}")
     return 0
+
+
+def _check_installed() -> None:
+    needed = {"matplotlib": "matplotlib", "PIL": "pillow", "rich": "rich", "torchvision": "torchvision"}
+    missing = [package for module, package in needed.items() if find_spec(module) is None]
+    if missing:
+        raise ImportError(f"the demo needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def load_photograph(image: str | None) -> Tensor:
