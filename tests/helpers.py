@@ -14,9 +14,10 @@ def shake(module: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1 * parameter.std().nan_to_num(0))
             if parameter.dim() == 1:
                 parameter.add_(torch.rand(parameter.shape, generator=generator) * 0.2)
+            else:
+                parameter.mul_(1 + 0.2 * torch.rand(parameter.shape, generator=generator))
         for layer in module.modules():
             if isinstance(layer, _BatchNorm):
                 layer.running_mean.copy_(torch.randn(layer.num_features, generator=generator) * 0.1)

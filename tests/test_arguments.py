@@ -135,7 +135,7 @@ def test_variant_refuses_to_be_another(cls, argument):
 
 
 def test_variant_names_the_nearest_of_all_arguments():
-    with pytest.raises(TypeError, match="ResNetV1d has no argument 'base_chanels'. Did you mean 'base_channels'"):
+    with pytest.raises(TypeError, match=r"ResNetV1d has no argument 'base_chanels'\. Did you mean 'base_channels'"):
         ResNetV1d(depth=50, base_chanels=4)
 
 

@@ -6,7 +6,9 @@ from helpers import gradients, loss_of, shake
 
 from resnet_backbone import ResNet
 
-SMALL = dict(base_channels=4, num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(0, 1))
+# Eight channels: torch 2.15's CPU kernel for the weight gradient of a strided 1x1 convolution in channels_last, the
+# layout that inductor chooses, is wrong for fewer (torch.ops.aten.convolution_backward alone shows it).
+SMALL = dict(base_channels=8, num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(0, 1))
 
 
 @pytest.fixture(autouse=True)
@@ -33,18 +35,16 @@ def compare(backend, depth, training, with_cp, **arguments):
     torch.testing.assert_close(results[0], results[1])
 
 
-@pytest.mark.parametrize("depth", [18, 50])
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("with_cp", [False, True])
-def test_compiles_without_graph_breaks(depth, training, with_cp):
-    compare("aot_eager", depth, training, with_cp)
+def test_basic_blocks_compile_without_graph_breaks(training, with_cp):
+    compare("aot_eager", 18, training, with_cp)
 
 
 @pytest.mark.parametrize("with_cp", [False, True])
-def test_compiles_with_running_statistics(with_cp):
-    compare("aot_eager", 18, True, with_cp, norm_eval=False, frozen_stages=1)
+def test_bottlenecks_compile_without_graph_breaks(with_cp):
+    compare("aot_eager", 50, True, with_cp, norm_eval=False, frozen_stages=1)
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_compiles_with_inductor(training):
-    compare("inductor", 18, training, with_cp=False)
+def test_compiles_with_inductor():
+    compare("inductor", 18, True, with_cp=False)

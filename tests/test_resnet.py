@@ -24,7 +24,7 @@ def backbones(draw):
     """Arguments of a small backbone, any combination that is allowed."""
     num_stages = draw(st.integers(1, 4))
     per_stage = dict(min_size=num_stages, max_size=num_stages)
-    depth = draw(st.sampled_from([18, 34, 50]))
+    depth = draw(st.sampled_from([18, 50]))
     plugins = draw(st.lists(st.just(CONTEXT), max_size=1))
     return dict(
         depth=depth,
@@ -41,7 +41,7 @@ def backbones(draw):
         frozen_stages=draw(st.integers(-1, num_stages)),
         norm_eval=draw(st.booleans()),
         norm_cfg=draw(
-            st.sampled_from([dict(type="BN"), dict(type="BN", requires_grad=False), dict(type="GN", num_groups=2)])
+            st.sampled_from([dict(type="BN"), dict(type="BN", requires_grad=False), dict(type="GN", num_groups=1)])
         ),
         conv_cfg=draw(st.sampled_from([None, dict(type="ConvWS")])),
         with_cp=draw(st.booleans()),
@@ -276,36 +276,40 @@ def test_checkpointing_under_autocast_changes_no_bit():
     assert_same_bits(gradients(checkpointed), gradients(plain))
 
 
-def train_in_a_group(rank, folder, with_cp):
-    """Train one step as one of two processes; the first saves the gradients."""
+def train_in_a_group(rank, folder):
+    """Train as one of two processes; the first saves the gradients."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
-    torch.manual_seed(0)
-    # The last stages are in nobody's out_indices, so their parameters get no gradient.
-    backbone = small(out_indices=(0, 1), with_cp=with_cp).train()
-    model = nn.parallel.DistributedDataParallel(backbone, find_unused_parameters=True)
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(5))
-    for _ in range(2):  # the second step fails where the first has left a parameter unaccounted for
-        model.zero_grad()
-        loss_of(model(images[rank : rank + 1])).backward()
+    found = {}
+    for with_cp in (False, True):
+        torch.manual_seed(0)
+        # The last stages are in nobody's out_indices, so their parameters get no gradient.
+        backbone = small(out_indices=(0, 1), with_cp=with_cp).train()
+        model = nn.parallel.DistributedDataParallel(backbone, find_unused_parameters=True)
+        for _ in range(2):  # the second step fails where the first has left a parameter unaccounted for
+            model.zero_grad()
+            loss_of(model(images[rank : rank + 1])).backward()
+        found[with_cp] = gradients(backbone)
     if rank == 0:
-        torch.save(gradients(backbone), f"{folder}/gradients.pt")
+        torch.save(found, f"{folder}/gradients.pt")
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("with_cp", [False, True])
-def test_distributed_training_with_unused_parameters(with_cp, tmp_path):
-    torch.multiprocessing.spawn(train_in_a_group, args=(str(tmp_path), with_cp), nprocs=2)
+def test_distributed_training_with_unused_parameters(tmp_path):
+    torch.multiprocessing.spawn(train_in_a_group, args=(str(tmp_path),), nprocs=2)
     found = torch.load(tmp_path / "gradients.pt")
+    assert_same_bits(found[True], found[False])
+
     torch.manual_seed(0)
     backbone = small(out_indices=(0, 1)).train()
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(5))
     for image in images:
         (loss_of(backbone(image[None])) / 2).backward()
-    for name, gradient in zip((name for name, _ in backbone.named_parameters()), found):
-        expected = backbone.get_parameter(name).grad
-        unused = name.startswith(("layer3", "layer4"))
-        assert (expected is None) == unused
-        assert gradient is None or not (unused and gradient.any())
-        if not unused:
-            torch.testing.assert_close(gradient, expected)
+    for (name, parameter), gradient in zip(backbone.named_parameters(), found[False]):
+        if name.startswith(("layer3", "layer4")):
+            assert parameter.grad is None
+            assert gradient is None or not gradient.any()
+        else:
+            # The two processes' halves are summed in another order than here.
+            torch.testing.assert_close(gradient, parameter.grad)

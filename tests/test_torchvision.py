@@ -42,7 +42,7 @@ def test_has_torchvisions_keys_in_torchvisions_order(depth):
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_features_are_torchvisions_to_the_bit(depth):
     ours, theirs = pair(depth)
-    x = torch.randn(2, 3, 64, 96)
+    x = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         features, expected = ours.eval()(x), levels_of(theirs.eval(), x)
     assert all(level.abs().max() > 0 for level in expected)
