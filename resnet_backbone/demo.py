@@ -118,8 +118,8 @@ def build_with_weights(cfg: dict[str, Any]) -> tuple[ResNet, str]:
         # URLError and its kin say what happened in .reason.
         reason = " ".join(str(getattr(error, "reason", error)).split())
         print(f"{source} could not be fetched ({reason}): going on with random weights, seed {SEED}.")
-        with _quiet_mmengine(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(SEED)
+        torch.manual_seed(SEED)
+        with _quiet_mmengine():
             backbone = _build_and_initialise({**cfg, "init_cfg": None})
         weights = f"random weights (seed {SEED}): {source} could not be fetched"
     return backbone.eval(), weights
