@@ -15,6 +15,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, cast
 
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import print_log
 from mmengine.registry import MODELS as ROOT
 from mmengine.registry import Registry
@@ -103,9 +104,12 @@ def log(message: str) -> None:
 
 
 # 'resnet_backbone.ResNet' from any scope: mmengine imports this module and finds the scope below its root.
-MODELS = Registry("model", parent=ROOT, scope="resnet_backbone")
+MODELS = Registry("model", parent=ROOT, scope="resnet_backbone", locations=[__name__])
 for _cls in (*OVERRIDES, *ADDITIONS):
     MODELS.register_module(module=_cls)
 
 BACKBONES: Registry = mmdet_registry()
 MMDET_LOCATIONS = enter(BACKBONES)
+
+# mmengine resolves _base_ = 'resnet_backbone::...' only for the packages in this table.
+MODULE2PACKAGE.setdefault("resnet_backbone", "resnet_backbone")

@@ -1,0 +1,17 @@
+# ResNet-18-D (BasicBlock; levels of 64, 128, 256 and 512 channels): a stem of three 3x3 convolutions, and
+# shortcuts that average before they project. torchvision has no weights for it, so it starts from scratch: nothing is
+# frozen and the batch norms train. With weights of your own, add init_cfg=dict(type="Pretrained", checkpoint=...).
+custom_imports = dict(imports=["resnet_backbone"], allow_failed_imports=False)
+
+model = dict(
+    backbone=dict(
+        type="ResNetV1d",
+        depth=18,
+        num_stages=4,
+        out_indices=(0, 1, 2, 3),
+        frozen_stages=-1,
+        norm_cfg=dict(type="BN", requires_grad=True),
+        norm_eval=False,
+        style="pytorch",
+    )
+)

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+hypothesis.settings.register_profile("local", deadline=None, max_examples=20)
+# The same examples in every CI run: a red build is never a matter of luck.
+hypothesis.settings.register_profile("ci", parent=hypothesis.settings.get_profile("local"), derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _few_threads():
+    """The networks here are too small to share out; two threads leave room for whatever else runs."""
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+RunPython = Callable[..., str]
+
+
+@pytest.fixture
+def run_python(tmp_path: Path) -> RunPython:
+    """A function that runs a script in a fresh interpreter and returns all that it printed.
+
+    ``packages`` maps file names to sources of modules that are importable before any other, ``ours`` is where
+    resnet_backbone comes from. A script that fails fails the test.
+    """
+
+    def run(script: str, packages: dict[str, str] | None = None, ours: Path = ROOT) -> str:
+        shadows = tmp_path / "shadows"
+        for name, source in (packages or {}).items():
+            file = shadows / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(source)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(shadows), str(ours))), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    return run

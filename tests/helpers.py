@@ -1,0 +1,44 @@
+"""What several test modules use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def shake(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Move every parameter and every running statistic off its initial value, so that none can be mixed up unseen."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.rand(parameter.shape, generator=generator) * 0.2)
+            else:
+                parameter.mul_(1 + 0.2 * torch.rand(parameter.shape, generator=generator))
+        for layer in module.modules():
+            if isinstance(layer, _BatchNorm):
+                layer.running_mean.copy_(torch.randn(layer.num_features, generator=generator) * 0.1)
+                layer.running_var.copy_(torch.rand(layer.num_features, generator=generator) + 0.5)
+    return module
+
+
+def assert_same_bits(ours: Iterable[Tensor | None], theirs: Iterable[Tensor | None]) -> None:
+    """Both hold the same tensors, to the last bit."""
+    ours, theirs = list(ours), list(theirs)
+    assert len(ours) == len(theirs)
+    for index, (a, b) in enumerate(zip(ours, theirs)):
+        assert (a is None) == (b is None), f"only one has tensor {index}"
+        if a is not None and b is not None:
+            assert a.shape == b.shape
+            assert torch.equal(a, b), f"tensor {index} differs by {(a - b).abs().max()}"
+
+
+def gradients(module: nn.Module) -> list[Tensor | None]:
+    return [parameter.grad for parameter in module.parameters()]
+
+
+def loss_of(levels: Iterable[Tensor]) -> Tensor:
+    return torch.stack([level.square().mean() for level in levels]).sum()

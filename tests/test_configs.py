@@ -1,0 +1,73 @@
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine import Config
+
+from resnet_backbone import ResNet, ResNetV1d, build_backbone
+from resnet_backbone.configs import CONFIGS, config_path
+from resnet_backbone.version import __version__
+
+FRAGMENTS = sorted((CONFIGS / "_base_" / "backbones").glob("*.py"))
+PACKAGE = CONFIGS.parents[1]
+
+
+def test_fragments_cover_every_depth():
+    assert {file.stem for file in FRAGMENTS} == {
+        f"{name}{depth}" for name in ("resnet", "resnetv1d") for depth in ResNet.arch_settings
+    }
+
+
+@pytest.mark.parametrize("file", FRAGMENTS, ids=lambda file: file.stem)
+def test_fragment_builds_and_runs(file):
+    cfg = Config.fromfile(str(file))
+    assert cfg.custom_imports == dict(imports=["resnet_backbone"], allow_failed_imports=False)
+    name, depth = re.fullmatch(r"(resnet|resnetv1d)(\d+)", file.stem).groups()
+    assert cfg.model.backbone.depth == int(depth)
+    if name == "resnet":
+        assert cfg.model.backbone.init_cfg.checkpoint == f"torchvision://{file.stem}"
+
+    backbone = build_backbone(dict(cfg.model.backbone, base_channels=4)).eval()
+    assert type(backbone) is (ResNetV1d if name == "resnetv1d" else ResNet)
+    with torch.no_grad():
+        levels = backbone(torch.rand(1, 3, 64, 64))
+    assert [level.shape[2:] for level in levels] == [(16, 16), (8, 8), (4, 4), (2, 2)]
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.py")), ids=lambda file: file.stem)
+def test_config_says_what_it_is(file):
+    assert file.read_text().startswith("# ")
+
+
+def test_config_path_suggests_the_nearest():
+    assert Path(config_path("_base_/backbones/resnet18.py")).is_file()
+    with pytest.raises(ValueError, match=r"Did you mean '_base_/backbones/resnet18\.py'"):
+        config_path("_base_/backbones/resnet-18.py")
+
+
+def test_installed_configs_resolve_by_package(tmp_path, run_python):
+    """As in an installed wheel, which holds files where the source tree has links."""
+    site = tmp_path / "site"
+    shutil.copytree(PACKAGE, site / "resnet_backbone", ignore=shutil.ignore_patterns("__pycache__"))
+    metadata = site / f"resnet_backbone-{__version__}.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: resnet_backbone\nVersion: {__version__}\n")
+    (tmp_path / "mine.py").write_text(
+        '_base_ = "resnet_backbone::_base_/backbones/resnet18.py"\nmodel = dict(backbone=dict(base_channels=4))\n'
+    )
+    printed = run_python(
+        """
+import resnet_backbone
+from mmengine import Config
+cfg = Config.fromfile("mine.py").model.backbone
+print(resnet_backbone.__file__)
+print(type(resnet_backbone.build_backbone(cfg)).__module__, cfg.depth, cfg.base_channels, cfg.init_cfg.checkpoint)
+""",
+        ours=site,
+    ).splitlines()
+    assert printed[-2:] == [
+        str(site / "resnet_backbone" / "__init__.py"),
+        "resnet_backbone.resnet 18 4 torchvision://resnet18",
+    ]

@@ -1,0 +1,195 @@
+import socket
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from helpers import assert_same_bits, shake
+
+pytest.importorskip("matplotlib", reason="the demo draws with it")
+pytest.importorskip("rich", reason="the demo prints with it")
+
+from matplotlib.image import imread
+from mmengine.runner.checkpoint import CheckpointLoader
+from PIL import Image
+
+from resnet_backbone import ResNet, demo
+from resnet_backbone.cli import main
+from resnet_backbone.figures import Level, draw_feature_pyramid, energy, strongest_channels
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 64, 3), dtype=np.uint8)).save(path)
+    return str(path)
+
+
+@pytest.fixture
+def torchvision_source(monkeypatch):
+    """Put something in the place of torchvision's download; returns the function that does."""
+
+    def replace(load):
+        monkeypatch.setitem(CheckpointLoader._schemes, "torchvision://", load)
+
+    return replace
+
+
+@pytest.fixture
+def offline(torchvision_source):
+    def load(*_args, **_kwargs):
+        raise URLError(OSError(-2, "Name or service not known"))
+
+    torchvision_source(load)
+
+
+def test_without_network_it_says_so_in_one_line_and_goes_on(offline, photo, tmp_path, capfd):
+    out = tmp_path / "out.png"
+    assert main(["demo", "--image", photo, "--out", str(out)]) == 0
+    printed = capfd.readouterr()
+    assert printed.err == ""
+    first, *table = printed.out.splitlines()
+    assert "torchvision://resnet18 could not be fetched" in first
+    assert "Name or service not known" in first
+    assert "seed 0" in first
+    for name, shape in [("layer1", "(1, 64, 10, 16)"), ("layer4", "(1, 512, 2, 2)")]:
+        assert any(name in line and shape in line for line in table)
+    assert table[-1] == f"Picture: {out}"
+    assert len(table) == 9
+    assert imread(out).shape[1] > 1000
+
+
+def test_random_weights_are_the_same_every_time(offline, capfd):
+    from mmengine import Config
+
+    from resnet_backbone.configs import config_path
+
+    cfg = Config.fromfile(config_path(demo.CONFIG)).model.backbone
+    cfg["base_channels"] = 4
+    first, note = demo.build_with_weights(cfg)
+    torch.manual_seed(123)
+    second, _ = demo.build_with_weights(cfg)
+    assert_same_bits(first.state_dict().values(), second.state_dict().values())
+    assert note.startswith("random weights (seed 0)")
+    assert not first.training
+
+
+def test_fetched_weights_are_used(torchvision_source, capfd):
+    source = shake(ResNet(18, base_channels=4))
+    timeouts = []
+
+    def load(*_args, **_kwargs):
+        timeouts.append(socket.getdefaulttimeout())
+        return dict(source.state_dict(), **{"fc.weight": torch.zeros(1)})
+
+    torchvision_source(load)
+    cfg = dict(
+        type="ResNet", depth=18, base_channels=4, init_cfg=dict(type="Pretrained", checkpoint="torchvision://resnet18")
+    )
+    backbone, note = demo.build_with_weights(cfg)
+    assert_same_bits(backbone.state_dict().values(), source.state_dict().values())
+    assert note == "ImageNet weights, torchvision://resnet18"
+    # A server that does not answer is given up on, here alone.
+    assert timeouts == [demo.CONNECT_TIMEOUT]
+    assert socket.getdefaulttimeout() is None
+    assert capfd.readouterr() == ("", "")
+
+
+def test_image_is_normalised_as_torchvision_does():
+    photo = torch.tensor([[[0, 127, 255]]], dtype=torch.uint8)
+    seen = []
+
+    def backbone(x):
+        seen.append(x)
+        return (x,)
+
+    demo.extract(backbone, photo)
+    expected = torch.tensor([(0 - 0.485) / 0.229, (127 / 255 - 0.456) / 0.224, (1 - 0.406) / 0.225])
+    torch.testing.assert_close(seen[0], expected.reshape(1, 3, 1, 1))
+
+
+def test_default_photograph_is_grace_hopper():
+    photo = demo.load_photograph(None)
+    assert photo.shape == (600, 512, 3)
+    assert photo.dtype == torch.uint8
+
+
+def test_photographs_are_turned_upright_and_made_small(tmp_path):
+    path = tmp_path / "photo.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lying on its side
+    Image.new("L", (3000, 1500)).save(path, exif=exif)
+    assert demo.load_photograph(str(path)).shape == (1024, 512, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("missing.jpg", None, "No such file"),
+        ("text.jpg", b"hello", "is none"),
+        ("empty.png", b"", "is none"),
+        (
+            "cut.png",
+            b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x01\x00\x00\x00\x01\x00\x08\x02\x00\x00\x00",
+            "cut.png",
+        ),
+    ],
+)
+def test_unreadable_image_is_refused(name, content, words, tmp_path, capsys):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    assert main(["demo", "--image", str(path), "--out", str(tmp_path / "out.png")]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert len(printed.err.splitlines()) == 1
+    assert str(path) in printed.err
+    assert words in printed.err
+
+
+@pytest.mark.parametrize(("out", "words"), [("out.xyz", ".png"), ("missing/out.png", "folder")])
+def test_impossible_output_is_refused_before_any_work(out, words, tmp_path, capsys):
+    assert main(["demo", "--out", str(tmp_path / out)]) == 1
+    error = capsys.readouterr().err
+    assert "out must" in error
+    assert words in error
+
+
+def test_energy_is_the_root_mean_square_over_channels():
+    features = np.array([[[3.0, 0.0]], [[4.0, 1.0]]])
+    np.testing.assert_allclose(energy(features), [[12.5**0.5, 0.5**0.5]])
+
+
+def test_strongest_channels_come_first_and_ties_keep_their_order():
+    features = np.array([1.0, 3.0, 2.0, 3.0]).reshape(4, 1, 1)
+    assert strongest_channels(features, 3) == [1, 3, 2]
+
+
+@pytest.mark.parametrize("size", [(30, 90), (90, 30), (1, 1)])
+def test_draws_photographs_of_any_shape(size, tmp_path):
+    height, width = size
+    photo = np.zeros((height, width, 3), np.uint8)
+    levels = [
+        Level(
+            f"layer{i}", stride, np.random.default_rng(i).random((channels, -(-height // stride), -(-width // stride)))
+        )
+        for i, (stride, channels) in enumerate([(4, 8), (8, 3)], start=1)
+    ]
+    figure = draw_feature_pyramid(photo, levels, title="Title", facts=["a fact"])
+    figure.canvas.draw()
+    texts = [text.get_text() for text in figure.texts]
+    assert "Title" in texts
+    assert "a fact" in texts
+    for level in levels:
+        assert level.name in texts
+        channels, rows, columns = level.features.shape
+        size = f"stride {level.stride}\n{columns} \N{MULTIPLICATION SIGN} {rows}\n{channels} channels"
+        assert size in texts
+    # The photograph, and per level its energy and as many channels as the poorest level has.
+    assert len(figure.axes) == 1 + len(levels) * (1 + 3)
+    for axes in figure.axes:
+        box = axes.get_position()
+        assert box.x0 >= 0
+        assert box.x1 <= 1
+        assert box.y0 >= 0
+        assert box.y1 <= 1

@@ -1,0 +1,62 @@
+import pytest
+import torch
+from torch import nn
+
+from resnet_backbone import BasicBlock, Bottleneck, ResLayer
+
+
+def test_first_block_changes_resolution_and_width():
+    layer = ResLayer(Bottleneck, inplanes=16, planes=8, num_blocks=3, stride=2)
+    assert [(block.inplanes, block.stride, block.downsample is None) for block in layer] == [
+        (16, 2, False),
+        (32, 1, True),
+        (32, 1, True),
+    ]
+    assert layer(torch.rand(1, 16, 9, 12)).shape == (1, 32, 5, 6)
+
+
+def test_last_block_changes_resolution_and_width_for_hourglass():
+    layer = ResLayer(BasicBlock, inplanes=8, planes=16, num_blocks=3, stride=2, downsample_first=False)
+    assert [(block.inplanes, block.planes, block.stride, block.downsample is None) for block in layer] == [
+        (8, 8, 1, True),
+        (8, 8, 1, True),
+        (8, 16, 2, False),
+    ]
+    assert layer(torch.rand(1, 8, 8, 8)).shape == (1, 16, 4, 4)
+
+
+def test_no_projection_where_shapes_agree():
+    assert ResLayer(BasicBlock, 8, 8, 2)[0].downsample is None
+
+
+@pytest.mark.parametrize("size", [7, 8])
+def test_averaging_shortcut_has_the_strided_ones_size(size):
+    layer = ResLayer(BasicBlock, 4, 8, 1, stride=2, avg_down=True)
+    pool, conv, norm = layer[0].downsample
+    assert isinstance(pool, nn.AvgPool2d)
+    assert (conv.kernel_size, conv.stride) == ((1, 1), (1, 1))
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert layer(torch.rand(1, 4, size, size)).shape == (1, 8, 4, 4)
+
+
+def test_averaging_shortcut_averages_only_real_pixels():
+    pool = ResLayer(BasicBlock, 1, 2, 1, stride=2, avg_down=True)[0].downsample[0]
+    assert torch.equal(pool(torch.ones(1, 1, 3, 3)), torch.ones(1, 1, 2, 2))
+
+
+def test_arguments_reach_every_block():
+    layer = ResLayer(
+        Bottleneck,
+        8,
+        4,
+        2,
+        conv_cfg=dict(type="ConvWS"),
+        norm_cfg=dict(type="GN", num_groups=2),
+        dilation=2,
+        with_cp=True,
+    )
+    for block in layer:
+        assert block.with_cp
+        assert (block.dilation, block.norm1_name, type(block.conv1).__name__) == (2, "gn1", "ConvWS2d")
+        assert block.conv2.dilation == (2, 2)
+    assert layer.block is Bottleneck
