@@ -34,6 +34,8 @@ ATTEMPTS = 5
 """How often in a row a transfer may fail without a single new byte."""
 TIMEOUT = 30.0
 """Seconds without a byte after which a transfer counts as stalled."""
+IMPATIENT_TIMEOUT = 10.0
+"""The same, for a server that is known to be gone."""
 PAUSE = 1.0
 """Seconds before the second attempt; each further pause is twice as long."""
 _CHUNK = 1 << 20
@@ -102,13 +104,14 @@ def matches_hash(path: Path, expected: str) -> bool:
     return digest.hexdigest().startswith(expected.lower())
 
 
-def fetch(url: str, sha256: str | None = None, progress: bool = True) -> Path:
+def fetch(url: str, sha256: str | None = None, progress: bool = True, patient: bool = True) -> Path:
     """Return the local copy of a file, after downloading it if there is none yet.
 
     Args:
         url: An http or https URL.
         sha256: The file's SHA-256, or its beginning; ``None`` means the one in its name, if there is one.
         progress: Whether to show a progress bar.
+        patient: Whether to try again where a transfer fails, and to wait long for an answer.
 
     Raises:
         DownloadError: The file could not be fetched, or has another hash, or is a web page.
@@ -120,7 +123,7 @@ def fetch(url: str, sha256: str | None = None, progress: bool = True) -> Path:
         locks.mkdir(parents=True, exist_ok=True)
         with FileLock(locks / f"{final.name}.lock"):
             if not final.exists() or not _is_whole(final, expected, sha256):
-                _download(url, final, expected, progress)
+                _download(url, final, expected, progress, patient)
     except OSError as error:
         if isinstance(error, DownloadError):
             raise
@@ -140,10 +143,10 @@ def _is_whole(path: Path, expected: str | None, given: str | None) -> bool:
     return False
 
 
-def _download(url: str, final: Path, expected: str | None, progress: bool) -> None:
+def _download(url: str, final: Path, expected: str | None, progress: bool, patient: bool) -> None:
     part = _Part(final.with_name(f"{final.name}.part"), final.with_name(f"{final.name}.part.json"))
     for resumed in (part.size() > 0, False):
-        _transfer(url, part, progress)
+        _transfer(url, part, progress, patient)
         problem = _problem(part.data, expected)
         if problem is None:
             part.data.replace(final)
@@ -167,29 +170,24 @@ def _problem(path: Path, expected: str | None) -> str | None:
     return None
 
 
-def _transfer(url: str, part: _Part, progress: bool) -> None:
+def _transfer(url: str, part: _Part, progress: bool, patient: bool) -> None:
     """Fetch what is missing of a file, as often as it takes."""
     failures = 0
-    with progress_bar(final_name(part), progress) as advance:
+    with progress_bar(part.data.name.removesuffix(".part"), progress) as advance:
         while True:
             before = part.size()
             try:
-                _request(url, part, advance)
+                _request(url, part, advance, TIMEOUT if patient else IMPATIENT_TIMEOUT)
             except (_Broken, OSError, http.client.HTTPException) as error:
                 if isinstance(error, urllib.error.HTTPError) and not _is_passing(error.code):
                     raise DownloadError(f"{url} cannot be fetched: HTTP {error.code} {error.reason}") from error
                 failures = 1 if part.size() > before else failures + 1
-                if failures >= ATTEMPTS or isinstance(error, DownloadError) or _is_final(error):
+                if failures >= (ATTEMPTS if patient else 1) or _is_final(error):
                     reason = getattr(error, "reason", None) or error
                     raise DownloadError(f"{url} cannot be fetched: {reason}") from error
                 time.sleep(PAUSE * 2 ** (failures - 1))
             else:
                 return
-
-
-def final_name(part: _Part) -> str:
-    """The name that a file will have."""
-    return part.data.name.removesuffix(".part")
 
 
 def _is_passing(code: int) -> bool:
@@ -214,7 +212,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, 307 if code == 308 else code, msg, headers, newurl)
 
 
-def _request(url: str, part: _Part, advance: Advance) -> None:
+def _request(url: str, part: _Part, advance: Advance, timeout: float) -> None:
     """Ask once for what is missing, and append what comes."""
     headers = {"User-Agent": f"resnet_backbone/{__version__}", "Accept-Encoding": "identity"}
     version = _read_version(part)
@@ -224,7 +222,7 @@ def _request(url: str, part: _Part, advance: Advance) -> None:
         headers |= {"Range": f"bytes={part.size()}-", "If-Range": version}
     opener = urllib.request.build_opener(_Redirects)
     try:
-        response = opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+        response = opener.open(urllib.request.Request(url, headers=headers), timeout=timeout)
     except urllib.error.HTTPError as error:
         if error.code == 416:
             part.discard()

@@ -51,13 +51,13 @@ def read_file(path: Path, map_location: Any = "cpu") -> Any:
 
 
 def _head(path: Path) -> bytes:
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a directory, not a checkpoint file")
     try:
         with path.open("rb") as file:
             head = file.read(1024)
     except FileNotFoundError:
         raise CheckpointNotFoundError(f"{path} does not exist") from None
+    except IsADirectoryError:
+        raise CheckpointError(f"{path} is a directory, not a checkpoint file") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror or error})") from error
     if not head:

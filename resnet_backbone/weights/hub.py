@@ -11,7 +11,7 @@ from .preprocessing import Preprocessing
 
 __all__ = ["fetch_from_hub", "timm_repository"]
 
-_USUAL_NAMES = ("model.safetensors", "pytorch_model.bin")
+_USUAL_NAME = "model.safetensors"
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pth.tar", ".pkl")
 
 
@@ -65,11 +65,20 @@ def fetch_from_hub(repository: str, file: str | None) -> tuple[Path, Preprocessi
     repository, _, revision = repository.partition("@")
     where: dict[str, Any] = {"repo_id": repository, "revision": revision or None}
     try:
-        if file is None:
-            file = _cached_file(where) or _choose(repository, HfApi().list_repo_files(**where))
-        path = Path(hf_hub_download(filename=file, **where))
+        if file is not None:
+            path = Path(hf_hub_download(filename=file, **where))
+        else:
+            try:
+                path = Path(hf_hub_download(filename=_USUAL_NAME, **where))
+            except LocalEntryNotFoundError:
+                raise
+            except EntryNotFoundError:
+                file = _choose(repository, HfApi().list_repo_files(**where))
+                path = Path(hf_hub_download(filename=file, **where))
     except LocalEntryNotFoundError as error:
-        raise DownloadError(f"{file} of {repository} cannot be fetched from the hub: {_brief(error)}") from error
+        raise DownloadError(
+            f"{file or _USUAL_NAME} of {repository} cannot be fetched from the hub: {_brief(error)}"
+        ) from error
     except (RepositoryNotFoundError, EntryNotFoundError) as error:
         raise CheckpointNotFoundError(f"the hub has no {file or 'weights'} in {repository}: {_brief(error)}") from error
     except CheckpointError:
@@ -79,21 +88,10 @@ def fetch_from_hub(repository: str, file: str | None) -> tuple[Path, Preprocessi
     return path, _timm_preprocessing(where)
 
 
-def _cached_file(where: dict[str, Any]) -> str | None:
-    """Which of the usual files is there already, so that nobody needs to be asked."""
-    from huggingface_hub import try_to_load_from_cache
-
-    for name in _USUAL_NAMES:
-        if isinstance(try_to_load_from_cache(filename=name, **where), str):
-            return name
-    return None
-
-
 def _choose(repository: str, files: list[str]) -> str:
     """Choose the file that holds a repository's weights."""
-    for name in _USUAL_NAMES:
-        if name in files:
-            return name
+    if "pytorch_model.bin" in files:
+        return "pytorch_model.bin"
     candidates = [name for name in files if name.endswith(_SUFFIXES)]
     if len(candidates) == 1:
         return candidates[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -93,10 +92,9 @@ def group(names: Iterable[str]) -> str:
     """
     counts: dict[str, int] = {}
     for name in names:
-        # A prefix such as 'module.' or 'backbone.' is no group of its own.
-        head = re.split(r"[._](?=\D)", name)[0] if not re.match(r"(module|backbone|model)\.", name) else ""
-        key = head or ".".join(name.split(".")[:2])
-        key = re.match(r"[^.]+", name)[0] if key == name else key  # type: ignore[index]
+        parts = name.split("." if "." in name else "_")
+        # A wrapper's name says nothing; what it wraps does.
+        key = ".".join(parts[:2]) if parts[0] in ("module", "model", "backbone", "teacher", "student") else parts[0]
         counts[key] = counts.get(key, 0) + 1
     total = sum(counts.values())
     listed = [f"{name} ({count})" for name, count in list(counts.items())[:12]]

@@ -175,9 +175,8 @@ def _named(entry: table.NamedWeights, asked: str, options: _Options) -> Resolved
         except DownloadError as error:
             failure = f"{error}. "
     try:
-        return Resolved(
-            fetch(entry.original, options.sha256, options.progress), entry.original, entry.preprocessing, entry.style
-        )
+        path = fetch(entry.original, options.sha256, options.progress, patient=False)
+        return Resolved(path, entry.original, entry.preprocessing, entry.style)
     except DownloadError as error:
         raise CheckpointNotFoundError(f"{asked} cannot be had: {failure}{error}. {_advice(entry)}") from error
 
