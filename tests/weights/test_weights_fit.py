@@ -53,12 +53,12 @@ def refused(snapshot):
         (
             18,
             dict(depth=18, deep_stem=True),
-            "ResNet-18: it has one 7x7 convolution as its stem; the config says deep_s",
+            "it has one 7x7 convolution as its stem; the config says deep_stem=True",
         ),
         (
             18,
             dict(depth=18, avg_down=True),
-            "its shortcuts stride in their 1x1 convolution; the config says avg_down=True",
+            "shortcuts stride in their 1x1 convolution; the config says avg_down=True",
         ),
         (18, dict(depth=18, base_channels=32), "a ResNet-18; the backbone is a ResNet-18 with base_channels=32"),
         (18, dict(depth=18, norm_cfg=dict(type="GN", num_groups=32)), "batch norm, with running statistics"),
@@ -100,9 +100,7 @@ def test_missing_parameter_is_listed(file, refused):
 
 def test_other_shape_is_listed(file, refused):
     path = file(change=lambda state: state.update({"layer3.1.bn1.bias": torch.rand(7)}))
-    refused(
-        ResNet(depth=18), path, r"shapes differ: layer3\.1\.bn1\.bias \(\(7,\) in the file, \(256,\) in the backbone\)"
-    )
+    refused(ResNet(depth=18), path, r"shapes differ: layer3\.1\.bn1\.bias \(\(7,\) in the file, \(256,\) in")
     report = load_pretrained(ResNet(depth=18), path, strict=False)
     assert report.mismatched == (("layer3.1.bn1.bias", (7,), (256,)),)
     assert "layer3.1.bn1.bias: (7,) in the file, (256,) in the backbone" in str(report)
@@ -126,7 +124,7 @@ def test_more_stages_than_the_file(file, refused):
         for name in [name for name in state if name.startswith("layer4")]:
             state.pop(name)
 
-    refused(ResNet(depth=18), file(change=cut), r"the file lacks layer4\.0\.conv1\.weight, .* and 10 more")
+    refused(ResNet(depth=18), file(change=cut), r"the file lacks layer4\.0\.conv1\.weight, .* and 5 more")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -140,9 +138,8 @@ def test_nan_and_inf(value, strict, file, refused):
 
 
 def test_nan_in_what_is_not_loaded_does_no_harm(file):
-    assert load_pretrained(
-        ResNet(depth=18), file(change=lambda s: s.update({"fc.bias": torch.full((1000,), torch.nan)}))
-    )
+    path = file(change=lambda state: state.update({"fc.bias": torch.full((1000,), torch.nan)}))
+    assert load_pretrained(ResNet(depth=18), path).loaded
 
 
 def test_integer_weights(file, refused):
@@ -240,9 +237,8 @@ def test_nothing_fits_even_without_strict(tmp_path, refused):
 
 def test_half_precision_file_and_backbone(file, states):
     backbone = ResNet(depth=18).double()
-    load_pretrained(
-        backbone, file(change=lambda s: s.update({n: v.half() for n, v in s.items() if v.is_floating_point()}))
-    )
+    halves = {name: value.half() for name, value in states[18].items() if value.is_floating_point()}
+    load_pretrained(backbone, file(change=lambda state: state.update(halves)))
     assert backbone.conv1.weight.dtype == torch.float64
     torch.testing.assert_close(backbone.conv1.weight, states[18]["conv1.weight"].half().double())
 

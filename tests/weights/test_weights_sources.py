@@ -92,7 +92,7 @@ def test_init_cfg_with_prefix(tmp_path, state):
 
 
 def test_pretrained(path, state):
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="pretrained is deprecated"):
         backbone = ResNet(depth=18, pretrained=path)
     backbone.init_weights()
     assert holds(backbone, state)
@@ -280,34 +280,15 @@ def test_table_is_sound():
 
 
 def test_table_has_every_name_that_mmdets_resnet_configs_use():
-    used = [
-        "detectron2/resnet50_caffe",
-        "detectron2/resnet101_caffe",
-        "detectron2/resnext101_32x8d",
-        "detectron/resnet50_caffe",
-        "detectron/resnet101_caffe",
-        "detectron/resnet50_gn",
-        "detectron/resnet101_gn",
-        "contrib/resnet50_gn",
-        "jhu/resnet50_gn_ws",
-        "jhu/resnet101_gn_ws",
-        "jhu/resnext50_32x4d_gn_ws",
-        "jhu/resnext101_32x4d_gn_ws",
-        "resnext101_32x4d",
-        "resnext101_64x4d",
-        "regnetx_400mf",
-        "regnetx_800mf",
-        "regnetx_1.6gf",
-        "regnetx_3.2gf",
-        "regnetx_4.0gf",
-        "regnetx_6.4gf",
-        "regnetx_8.0gf",
-        "regnetx_12gf",
-        "resnest50",
-        "resnest101",
-        "res2net101_v1d_26w_4s",
-    ]
-    assert set(used) <= {entry.name for entry in NAMED}
+    used = {
+        *("detectron2/resnet50_caffe", "detectron2/resnet101_caffe", "detectron2/resnext101_32x8d"),
+        *("detectron/resnet50_caffe", "detectron/resnet101_caffe", "detectron/resnet50_gn", "detectron/resnet101_gn"),
+        *("contrib/resnet50_gn", "jhu/resnet50_gn_ws", "jhu/resnet101_gn_ws"),
+        *("jhu/resnext50_32x4d_gn_ws", "jhu/resnext101_32x4d_gn_ws", "resnext101_32x4d", "resnext101_64x4d"),
+        *("regnetx_400mf", "regnetx_800mf", "regnetx_1.6gf", "regnetx_3.2gf", "regnetx_4.0gf", "regnetx_6.4gf"),
+        *("regnetx_8.0gf", "regnetx_12gf", "resnest50", "resnest101", "res2net101_v1d_26w_4s"),
+    }
+    assert used <= {entry.name for entry in NAMED}
 
 
 # The hub
@@ -348,8 +329,7 @@ def test_timm_by_the_hub(repository, state):
 
     calls = repository("config.json", {"pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}})
     repository("model.safetensors")
-    (Path(state_path := str(resolve("timm://resnet18.a1_in1k").path)),)
-    save_file(state, state_path)
+    save_file(state, resolve("timm://resnet18.a1_in1k").path)
     report = load_pretrained(ResNet(depth=18), "timm://resnet18.a1_in1k")
     assert ("timm/resnet18.a1_in1k", None, "model.safetensors") in calls
     assert report.preprocessing == ((127.5, 127.5, 127.5), (63.75, 63.75, 63.75), True)
@@ -358,7 +338,7 @@ def test_timm_by_the_hub(repository, state):
 def test_timm_without_a_tag_means_timms_default(repository):
     calls = repository("model.safetensors")
     resolve("timm://resnet50d")
-    assert calls[0][0] == "timm/resnet50d.ra2_in1k" or calls[0][0].startswith("timm/resnet50d.")
+    assert calls[0][0].startswith("timm/resnet50d.")
 
 
 def test_hf(repository):
@@ -402,9 +382,7 @@ def test_command_says_what_would_not_load(path, capsys):
 
 def test_command_with_a_config(path, tmp_path, capsys):
     config = tmp_path / "config.py"
-    config.write_text(
-        "model = dict(backbone=dict(type='ResNet', depth=18, init_cfg=dict(type='Pretrained', checkpoint='x')))"
-    )
+    config.write_text("backbone = dict(type='ResNet', depth=18, init_cfg=dict(type='Pretrained', checkpoint='x'))")
     assert main(["weights", path, "--config", str(config)]) == 0
     config.write_text("model = dict(neck=dict(type='FPN'))")
     assert main(["weights", path, "--config", str(config)]) == 1
