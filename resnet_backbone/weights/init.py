@@ -1,7 +1,8 @@
 """``init_cfg=dict(type='Pretrained', ...)`` of a backbone of ours goes through ``load_pretrained``.
 
-mmengine's own initialiser is replaced by one that treats every other module as before. So the order in which a model
-initialises its parts, and with it every random number, stays mmengine's.
+mmengine's own initialiser is replaced by one that leaves other modules to mmengine, so the order in which a model
+initialises its parts, and with it every random number, stays mmengine's. The one exception are modules of mmdet's own,
+such as its ResNeXt, that ask for one of the names in ``table``: the server that mmengine would ask is gone.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from torch import nn
 from ..errors import ArgumentTypeError
 from ..resnet import ResNet
 from .load import load_pretrained
+from .table import is_named
 
 __all__ = ["PretrainedInit"]
 
 
 @WEIGHT_INITIALIZERS.register_module(name="Pretrained", force=True)
 class PretrainedInit(MMEnginePretrainedInit):
-    """Initialise a module from a checkpoint: a ResNet with ``load_pretrained``, any other as mmengine does.
+    """Initialise a module from a checkpoint, with ``load_pretrained`` or, where it is none of ours, as mmengine does.
 
     Args:
         checkpoint: The source: see ``load_pretrained``.
@@ -53,7 +55,7 @@ class PretrainedInit(MMEnginePretrainedInit):
         Args:
             module: The module to initialise.
         """
-        if not isinstance(module, ResNet):
+        if not isinstance(module, ResNet) and not is_named(self.checkpoint):
             if self.options != {"strict": True, "sha256": None, "progress": True}:
                 raise ArgumentTypeError(
                     f"init_cfg of {type(module).__name__}: strict, sha256 and progress are for this package's ResNets"

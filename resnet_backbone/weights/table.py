@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 from .preprocessing import DETECTRON_BGR, IMAGENET_RGB, MSRA_BGR, PYCLS_BGR, RESNEST_RGB, Preprocessing
 
-__all__ = ["NAMED", "NamedWeights", "by_file", "by_name", "by_source", "by_url"]
+__all__ = ["NAMED", "NamedWeights", "by_file", "by_name", "by_source", "by_url", "is_named"]
 
 Relation = Literal["SAME", "RETRAINED", "NONE"]
 
@@ -240,6 +240,12 @@ def by_url(url: str) -> NamedWeights | None:
 def by_file(name: str) -> NamedWeights | None:
     """Find the entry of one of OpenMMLab's files by the file's name."""
     return next((entry for entry in NAMED if entry.original.endswith(f"/{name}")), None)
+
+
+def is_named(source: str) -> bool:
+    """Whether a source is one of the names in the table, or the URL that such a name stood for."""
+    scheme, _, name = source.partition("://")
+    return by_url(source) is not None or (scheme in ("open-mmlab", "openmmlab") and by_name(name) is not None)
 
 
 def by_source(url: str) -> tuple[Preprocessing, str] | None:

@@ -152,6 +152,20 @@ def test_other_modules_are_initialised_as_mmengine_does(path, tmp_path, state):
         Head(strict=False).init_weights()
 
 
+def test_other_modules_are_served_where_the_server_is_gone(state, asked):
+    class SharedHead(BaseModule):
+        """The last stage alone, as mmdet's C4 detectors have it."""
+
+        def __init__(self):
+            super().__init__(dict(type="Pretrained", checkpoint="open-mmlab://detectron2/resnet50_caffe"))
+            self.layer4 = torchvision.models.resnet18().layer4
+
+    head = SharedHead()
+    head.init_weights()
+    assert torch.equal(head.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
+    assert len(asked) == 1
+
+
 def test_class_in_place_of_the_name(path, state):
     backbone = ResNet(depth=18, init_cfg=dict(type=MMEnginePretrainedInit, checkpoint=path))
     backbone.init_weights()
