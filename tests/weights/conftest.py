@@ -30,8 +30,8 @@ def shake(model, seed=0):
                 module.running_mean.uniform_(-0.3, 0.3, generator=generator)
                 module.running_var.uniform_(0.5, 1.5, generator=generator)
         elif isinstance(module, nn.modules.conv._ConvNd):
-            fan_in = weight[0].numel()
-            weight.data.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
+            bound = (6 / weight[0].numel()) ** 0.5
+            weight.data.uniform_(-bound, bound, generator=generator)
     return model.eval()
 
 

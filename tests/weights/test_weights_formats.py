@@ -15,6 +15,13 @@ from resnet_backbone.weights.formats import FAMILIES, canonical, find_candidates
 DEPTHS = (18, 34, 50, 101, 152)
 
 
+@pytest.fixture(autouse=True)
+def _no_initialisation(monkeypatch):
+    """Random weights that nobody looks at cost more than all the rest of these tests."""
+    for name in ("kaiming_uniform_", "kaiming_normal_"):
+        monkeypatch.setattr(nn.init, name, lambda tensor, *args, **kwargs: tensor)
+
+
 @pytest.fixture
 def check(image, relative_difference):
     def run(backbone, source, expected, **kwargs):
