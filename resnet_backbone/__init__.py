@@ -22,11 +22,13 @@ from .builders import build_conv_layer, build_norm_layer, build_plugin_layer
 from .layers import ResLayer
 from .registry import BACKBONES, build_backbone
 from .resnet import ResNet, ResNetV1c, ResNetV1d
+from .weights import LoadReport, load_pretrained
 
 __all__ = [
     "BACKBONES",
     "BasicBlock",
     "Bottleneck",
+    "LoadReport",
     "ResLayer",
     "ResNet",
     "ResNetV1c",
@@ -36,4 +38,5 @@ __all__ = [
     "build_conv_layer",
     "build_norm_layer",
     "build_plugin_layer",
+    "load_pretrained",
 ]

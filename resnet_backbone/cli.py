@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from .errors import ArgumentError
 from .version import __version__
 
 __all__ = ["main"]
@@ -35,6 +36,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"resnet_backbone {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     _add_demo(commands)
+    _add_weights(commands)
+    _add_convert(commands)
     return parser
 
 
@@ -49,3 +52,47 @@ def _demo(arguments: argparse.Namespace) -> int:
     from .demo import run_demo
 
     return run_demo(arguments.image, arguments.out)
+
+
+def _add_weights(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("weights", help="say how a checkpoint would load, without changing anything")
+    parser.add_argument("source", metavar="SOURCE", nargs="?", help="a path, a URL, torchvision://resnet50, ...")
+    parser.add_argument("--list", action="store_true", help="show the table of named weights")
+    _add_target(parser)
+    parser.add_argument("--no-strict", action="store_true", help="load what fits; say what does not")
+    parser.set_defaults(run=_weights)
+
+
+def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("convert", help="write a checkpoint in mmdet's names, with its provenance")
+    parser.add_argument("source", metavar="SOURCE", help="a path, a URL, torchvision://resnet50, ...")
+    parser.add_argument("out", metavar="OUT", help="the file to write, .safetensors or .pth")
+    _add_target(parser)
+    parser.set_defaults(run=_convert)
+
+
+def _add_target(parser: argparse.ArgumentParser) -> None:
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("--config", metavar="FILE", help="config with the backbone (default: what the file holds)")
+    target.add_argument("--depth", type=int, metavar="N", help="depth of the ResNet (default: what the file holds)")
+    parser.add_argument("--prefix", metavar="P", help="what precedes the network's names in the file (default: found)")
+
+
+def _weights(arguments: argparse.Namespace) -> int:
+    from .weights.command import show_report, table_text
+
+    if arguments.list == (arguments.source is not None):
+        raise ArgumentError("give either a SOURCE or --list")
+    if arguments.list:
+        print(table_text())
+    else:
+        strict = not arguments.no_strict
+        print(show_report(arguments.source, arguments.config, arguments.depth, arguments.prefix, strict))
+    return 0
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from .weights.command import convert
+
+    print(convert(arguments.source, arguments.out, arguments.config, arguments.depth, arguments.prefix))
+    return 0

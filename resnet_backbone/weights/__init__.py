@@ -1,0 +1,22 @@
+"""Pretrained weights: where a checkpoint comes from, whose names it uses, how well it fitted."""
+
+from .errors import CheckpointError, CheckpointNotFoundError, DownloadError, MismatchError, UnsafeCheckpointError
+from .init import PretrainedInit
+from .load import load_pretrained
+from .preprocessing import Preprocessing
+from .report import LoadReport
+from .table import NAMED, NamedWeights
+
+__all__ = [
+    "NAMED",
+    "CheckpointError",
+    "CheckpointNotFoundError",
+    "DownloadError",
+    "LoadReport",
+    "MismatchError",
+    "NamedWeights",
+    "Preprocessing",
+    "PretrainedInit",
+    "UnsafeCheckpointError",
+    "load_pretrained",
+]

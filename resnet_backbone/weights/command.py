@@ -1,0 +1,151 @@
+"""The work of ``resnet-backbone weights`` and ``resnet-backbone convert``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import ArgumentError
+from ..registry import build_backbone
+from ..version import __version__
+from .errors import CheckpointError
+from .find import find_network, open_checkpoint
+from .fit import File
+from .load import load_pretrained
+from .report import LoadReport
+from .table import NAMED
+
+__all__ = ["convert", "show_report", "table_text"]
+
+
+def table_text() -> str:
+    """The table of named weights, as text."""
+    meaning = {"SAME": "same weights", "RETRAINED": "another training", "NONE": "another network"}
+    lines = ["open-mmlab:// names, and where their weights can be had. None is verified tensor by tensor.", ""]
+    for relation, title in meaning.items():
+        lines.append(f"{title}:")
+        for entry in (entry for entry in NAMED if entry.relation == relation):
+            lines.append(f"  {entry.name}")
+            lines.append(f"      {entry.source}")
+            lines.append(f"      {entry.origin}; images {entry.preprocessing}; style {entry.style}")
+        lines.append("")
+    lines.append(
+        "Any other training is loaded only where you name it. torchvision://, timm:// and hf:// take every name"
+    )
+    lines.append("that torchvision, timm and the Hugging Face hub have.")
+    return "\n".join(lines)
+
+
+def show_report(source: str, config: str | None, depth: int | None, prefix: str | None, strict: bool = True) -> str:
+    """Say how a checkpoint would fit, without changing anything.
+
+    Args:
+        source: The checkpoint.
+        config: A config file with a backbone to try it on.
+        depth: The depth of a ResNet to try it on; without either, the network that the file holds.
+        prefix: What precedes the network's names in the file.
+        strict: Whether to refuse what does not fit.
+
+    Raises:
+        ArgumentError: It would not load.
+    """
+    backbone = _backbone(source, config, depth, prefix)
+    return str(load_pretrained(backbone, source, prefix=prefix, strict=strict))
+
+
+def convert(source: str, out: str, config: str | None, depth: int | None, prefix: str | None) -> str:
+    """Write a checkpoint in mmdet's names.
+
+    Args:
+        source: The checkpoint.
+        out: The file to write, ``.safetensors`` or ``.pth``.
+        config: A config file with the backbone that it is for.
+        depth: The depth of the ResNet that it is for; without either, the network that the file holds.
+        prefix: What precedes the network's names in the file.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ArgumentError: It would not load, or ``out`` has another suffix.
+    """
+    target = Path(out)
+    if target.suffix not in (".safetensors", ".pth"):
+        raise ArgumentError(f"OUT must end in .safetensors or .pth, got {out!r}")
+    backbone = _backbone(source, config, depth, prefix)
+    report = load_pretrained(backbone, source, prefix=prefix)
+    state = {name: value.contiguous() for name, value in backbone.state_dict().items() if name not in report.added}
+    provenance = _provenance(source, report)
+    # The file gets its name when it is whole.
+    part = target.with_name(f"{target.name}.part")
+    try:
+        _save(state, provenance, part, target.suffix)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+    return f"{report}\nwrote {target}"
+
+
+def _save(state: dict[str, torch.Tensor], provenance: dict[str, Any], path: Path, suffix: str) -> None:
+    if suffix == ".pth":
+        torch.save({"meta": {"resnet_backbone": provenance}, "state_dict": state}, path)
+        return
+    try:
+        from safetensors.torch import save_file
+    except ImportError as error:
+        raise ArgumentError("writing .safetensors needs the safetensors package: pip install safetensors") from error
+    save_file(state, path, metadata={"format": "pt", "resnet_backbone": json.dumps(provenance)})
+
+
+def _provenance(source: str, report: LoadReport) -> dict[str, Any]:
+    """Where the weights came from and what they want, in plain types."""
+    path = open_checkpoint(source, progress=False)[0].path
+    return {
+        "version": __version__,
+        "source": report.source,
+        "origin": report.origin,
+        "sha256": None if path is None else hashlib.sha256(path.read_bytes()).hexdigest(),
+        "format": report.format,
+        "network": report.network,
+        "style": report.style,
+        "preprocessing": report.preprocessing.as_config() if report.preprocessing else None,
+        "changes": list(report.changes),
+    }
+
+
+def _backbone(source: str, config: str | None, depth: int | None, prefix: str | None) -> nn.Module:
+    if config is not None:
+        return _from_config(config)
+    if depth is not None:
+        return build_backbone({"type": "ResNet", "depth": depth})
+    resolved, checkpoint = open_checkpoint(source)
+    return _for_file(find_network(checkpoint, prefix, resolved.origin)[0], resolved.origin)
+
+
+def _from_config(config: str) -> nn.Module:
+    from mmengine.config import Config
+
+    root = Config.fromfile(config)
+    model: Any = root.get("model", root)
+    backbone: Any = model.get("backbone", model) if hasattr(model, "get") else {}
+    if not hasattr(backbone, "items") or "type" not in backbone:
+        raise ArgumentError(f"{config} has neither model.backbone nor backbone with a type")
+    cfg = {key: value for key, value in backbone.items() if key not in ("init_cfg", "pretrained")}
+    return build_backbone(cfg)
+
+
+def _for_file(file: File, origin: str) -> nn.Module:
+    """Build the ResNet that a file holds, style aside, which no weight depends on."""
+    network = file.network
+    if network is None or network.depth not in (18, 34, 50, 101, 152) or network.groups > 1:
+        name = "network" if network is None else network.name
+        raise CheckpointError(f"{origin} holds a {name}: give the config of its backbone with --config")
+    cfg = network.config()
+    if file.candidate.family.name == "Caffe2" and not any("_gn_" in name for name in file.names.values()):
+        cfg["norm_cfg"] = {"type": "BN"}
+    return build_backbone({"type": "ResNet", **cfg})

@@ -1,0 +1,33 @@
+"""What can go wrong with a checkpoint: every exception names the file or source, and leaves the backbone unchanged."""
+
+from __future__ import annotations
+
+from ..errors import ArgumentError
+
+__all__ = [
+    "CheckpointError",
+    "CheckpointNotFoundError",
+    "DownloadError",
+    "MismatchError",
+    "UnsafeCheckpointError",
+]
+
+
+class CheckpointError(ArgumentError):
+    """A checkpoint that cannot be read, or whose weights cannot be used."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """A path that leads to no file, or a name that no equal source is known for."""
+
+
+class DownloadError(CheckpointError, OSError):
+    """A file that could not be fetched, or came with the wrong hash."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """A file that would import or call something beyond tensors, arrays and plain containers; none of it has run."""
+
+
+class MismatchError(CheckpointError):
+    """A readable checkpoint that does not fit the backbone."""

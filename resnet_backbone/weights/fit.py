@@ -1,0 +1,207 @@
+"""How well a file's network fits a backbone: what goes where, computed before anything is changed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from .formats import Candidate, canonical, strip_wrappers
+from .network import Network, identify
+
+__all__ = ["File", "Fit", "backbone_names", "fit", "read_network"]
+
+Shape = tuple[int, ...]
+_IGNORED = "num_batches_tracked"
+
+
+@dataclass(frozen=True)
+class File:
+    """A network found in a file.
+
+    Attributes:
+        candidate: Where in the file it is, and whose names it uses.
+        tensors: Its tensors by canonical name.
+        names: The file's own name of each, by canonical name.
+        network: What network it is; ``None`` where its shapes do not tell.
+    """
+
+    candidate: Candidate
+    tensors: dict[str, Tensor]
+    names: dict[str, str]
+    network: Network | None
+
+
+@dataclass
+class Fit:
+    """What would be loaded, by the backbone's names, and what would not."""
+
+    loaded: dict[str, Tensor] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)
+    unused: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    added: list[str] = field(default_factory=list)
+    mismatched: list[tuple[str, Shape, Shape]] = field(default_factory=list)
+    changes: list[str] = field(default_factory=list)
+    folded: bool = False
+
+
+def read_network(tensors: Mapping[str, Tensor], candidate: Candidate) -> File:
+    """Give the tensors of one network canonical names.
+
+    Args:
+        tensors: A state dict; its keys are free of wrappers' names.
+        candidate: The network in it.
+    """
+    prefix = candidate.prefix
+    inside = {key[len(prefix) :]: key for key in tensors if key.startswith(prefix)}
+    renamed = candidate.family.rename(inside)
+    shapes = {renamed[key]: tuple(tensors[full].shape) for key, full in inside.items()}
+    names = canonical(shapes)
+    by_name = {names[renamed[key]]: full for key, full in inside.items()}
+    values = {name: tensors[full] for name, full in by_name.items()}
+    network = identify({name: tuple(value.shape) for name, value in values.items()}, _avg_down(shapes))
+    return File(candidate, values, by_name, network)
+
+
+def _avg_down(shapes: Mapping[str, Shape]) -> bool | None:
+    """Whether shortcuts average first, as the position of their convolution tells (the pooling has no weights)."""
+    for name, shape in shapes.items():
+        # The first stage does not stride, so some implementations leave its pooling out.
+        match = re.fullmatch(r"layer[2-9]\.0\.downsample\.(\d+)\.weight", name)
+        if match and len(shape) >= 3:
+            return match[1] == "1"
+    return None
+
+
+def backbone_names(backbone: nn.Module) -> tuple[dict[str, str], Network | None]:
+    """Return the canonical name of each of a backbone's tensors, by its own, and what network it is."""
+    shapes = {strip_wrappers(name): tuple(value.shape) for name, value in backbone.state_dict().items()}
+    names = canonical(shapes)
+    network = identify({names[name]: shape for name, shape in shapes.items()}, _avg_down(shapes))
+    return {name: names[strip_wrappers(name)] for name in backbone.state_dict()}, network
+
+
+def fit(backbone: nn.Module, file: File) -> Fit:
+    """Compare a file's network with a backbone.
+
+    Args:
+        backbone: The backbone; it is not changed.
+        file: The network.
+    """
+    result = Fit()
+    ours, _ = backbone_names(backbone)
+    state = backbone.state_dict()
+    tensors = dict(file.tensors)
+    _unfold(backbone, ours, tensors, file, result)
+    added = _added_names(backbone, set(ours))
+    for name, common in ours.items():
+        value = tensors.pop(common, None)
+        if value is None:
+            if not name.endswith(_IGNORED):
+                (result.added if _is_added(name, common, added, tensors, file) else result.missing).append(name)
+            continue
+        value = _adapt_input(common, value, state[name], result)
+        if value.shape != state[name].shape:
+            result.mismatched.append((name, tuple(value.shape), tuple(state[name].shape)))
+            continue
+        result.loaded[name] = value
+        if file.names.get(common, name) != name:
+            result.renamed[name] = file.names[common]
+    stages = {common.split(".")[0] for common in ours.values()}
+    for common in tensors:
+        if not common.endswith(_IGNORED):
+            inside = common.split(".")[0] in stages and common not in ("fc.weight", "fc.bias")
+            (result.unexpected if inside else result.unused).append(file.names.get(common, common))
+    return result
+
+
+def _added_names(backbone: nn.Module, names: set[str]) -> set[str]:
+    """Names of tensors that belong to plugins."""
+    prefixes = []
+    for module_name, module in backbone.named_modules():
+        for attribute in ("after_conv1", "after_conv2", "after_conv3"):
+            plugins = getattr(module, f"{attribute}_plugin_names", None) or ()
+            prefixes += [f"{module_name}.{plugin}." for plugin in plugins]
+    return {name for name in names if name.startswith(tuple(prefixes))}
+
+
+def _is_added(name: str, common: str, plugins: set[str], rest: Mapping[str, Tensor], file: File) -> bool:
+    """Whether a tensor belongs to a part that pretrained files never have."""
+    if name in plugins:
+        return True
+    # What an operator that took a convolution's place has beyond it: offsets, masks, switches.
+    match = re.match(r"(.*\bconv\d)\.(?!weight$|bias$)", common)
+    return match is not None and f"{match[1]}.weight" in file.tensors
+
+
+def _adapt_input(common: str, value: Tensor, own: Tensor, result: Fit) -> Tensor:
+    """Fit the first convolution of a network for three channels to another number of them."""
+    if common not in ("conv1.weight", "stem.0.weight") or value.dim() != own.dim() or value.dim() < 3:
+        return value
+    channels = own.shape[1]
+    if value.shape[1] != 3 or channels == 3 or value.shape[:1] + value.shape[2:] != own.shape[:1] + own.shape[2:]:
+        return value
+    if channels == 1:
+        # A grey image is the same in all three channels, so their weights add up.
+        result.changes.append(f"{common} summed over its 3 input channels, for in_channels=1")
+        return value.sum(dim=1, keepdim=True)
+    result.changes.append(f"{common} repeated over {channels} input channels and scaled by 3/{channels}")
+    indices = torch.arange(channels, device=value.device) % 3
+    return value[:, indices] * (3 / channels)
+
+
+def _unfold(backbone: nn.Module, ours: Mapping[str, str], tensors: dict[str, Tensor], file: File, result: Fit) -> None:
+    """Give folded norm layers back the form of batch norm, with equal outputs.
+
+    Two kinds of folding are in circulation. Caffe2's files keep the affine map alone; it is a batch norm of mean 0 and
+    variance ``1 - eps``. Files for inference have it inside the convolution, which then has a bias.
+    """
+    modules = dict(backbone.named_modules())
+    partners = {_conv_of(common): name for name, common in ours.items() if common.endswith(".running_var")}
+    folded = biases = 0
+    for conv, name in partners.items():
+        norm = ours[name].removesuffix(".running_var")
+        bias = tensors.get(f"{conv}.bias")
+        weight = tensors.get(f"{conv}.weight")
+        if weight is None or not weight.dim() >= 3:
+            continue
+        bare = f"{norm}.weight" not in tensors and bias is not None
+        if bare:
+            tensors[f"{norm}.weight"] = torch.ones_like(weight[:, 0].flatten(1)[:, 0])
+            tensors[f"{norm}.bias"] = torch.zeros_like(tensors[f"{norm}.weight"])
+        if bare or (_is_affine_only(norm, tensors) and _keeps_no_statistics(file, norm)):
+            eps = float(getattr(modules[name.removesuffix(".running_var")], "eps", 1e-5))
+            tensors[f"{norm}.running_mean"] = torch.zeros_like(tensors[f"{norm}.weight"])
+            tensors[f"{norm}.running_var"] = torch.full_like(tensors[f"{norm}.weight"], 1 - eps, dtype=torch.float32)
+            folded += 1
+        if bias is not None and f"{norm}.running_mean" in tensors:
+            tensors[f"{norm}.running_mean"] = tensors[f"{norm}.running_mean"] - tensors.pop(f"{conv}.bias")
+            biases += 1
+    result.folded = folded > 0
+    if folded:
+        result.changes.append(f"{folded} folded norm layers given mean 0 and variance 1 - eps: the same outputs")
+    if biases:
+        result.changes.append(f"the biases of {biases} convolutions moved into the running means of their norm layers")
+
+
+def _conv_of(common: str) -> str:
+    """The convolution before a norm layer, by canonical names."""
+    norm = common.removesuffix(".running_var")
+    if match := re.fullmatch(r"stem\.(\d+)", norm):
+        return f"stem.{int(match[1]) - 1}"
+    return re.sub(r"norm(\d?)$", r"conv\1", norm)
+
+
+def _is_affine_only(norm: str, tensors: Mapping[str, Tensor]) -> bool:
+    return f"{norm}.weight" in tensors and f"{norm}.running_var" not in tensors
+
+
+def _keeps_no_statistics(file: File, norm: str) -> bool:
+    """Whether a layer without statistics is a folded batch norm and no group norm: Caffe2's names tell."""
+    original = file.names.get(f"{norm}.weight", "")
+    return file.candidate.family.name == "Caffe2" and "_bn_" in original

@@ -1,0 +1,149 @@
+"""Which network a set of weights belongs to, read off its shapes: depth, stem, width, groups and norm layers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+__all__ = ["Network", "describe_difference", "identify"]
+
+Shape = tuple[int, ...]
+
+_DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
+    (False, (2, 2, 2, 2)): 18,
+    (False, (3, 4, 6, 3)): 34,
+    (True, (2, 2, 2, 2)): 26,
+    (True, (3, 4, 6, 3)): 50,
+    (True, (3, 4, 23, 3)): 101,
+    (True, (3, 8, 36, 3)): 152,
+    (True, (3, 24, 36, 3)): 200,
+    (True, (3, 30, 48, 8)): 269,
+}
+
+
+class Network(NamedTuple):
+    """A residual network, as far as its weights tell.
+
+    Attributes:
+        bottleneck: Whether its blocks are Bottlenecks.
+        blocks: Number of blocks of each stage, from the first stage on.
+        deep_stem: Whether its stem has three convolutions.
+        avg_down: Whether its shortcuts average before they project; ``None`` where the names do not tell.
+        groups: Groups of the 3x3 convolutions of the first stage.
+        width: Channels of the first stage's 3x3 convolutions.
+        base_channels: A fourth of a Bottleneck's output channels, a BasicBlock's output channels, in the first stage.
+        running_statistics: Whether its norm layers keep running statistics: batch norm does, group norm does not.
+    """
+
+    bottleneck: bool
+    blocks: tuple[int, ...]
+    deep_stem: bool
+    avg_down: bool | None
+    groups: int
+    width: int
+    base_channels: int
+    running_statistics: bool
+
+    @property
+    def depth(self) -> int | None:
+        """The depth by which the network is known; ``None`` for block counts that no depth has."""
+        return _DEPTHS.get((self.bottleneck, self.blocks))
+
+    @property
+    def name(self) -> str:
+        """What people call it, such as ``'ResNet-50'`` or ``'ResNeXt-101 32x8d'``."""
+        number = str(self.depth or f"like network of {'-'.join(map(str, self.blocks))} blocks")
+        if self.groups > 1:
+            return f"ResNeXt-{number} {self.groups}x{self.width // self.groups}d"
+        if self.bottleneck and self.width == 2 * self.base_channels:
+            return f"Wide ResNet-{number}-2"
+        variant = {(True, True): "-D", (True, False): "-C"}.get((self.deep_stem, bool(self.avg_down)), "")
+        if self.deep_stem and self.avg_down is None:
+            variant = "-C or -D"
+        return f"ResNet-{number}{variant}"
+
+    def config(self) -> dict[str, Any]:
+        """The arguments of a ``ResNet`` that has this network's shapes; its norm layers are batch or group norm."""
+        norm = {"type": "BN"} if self.running_statistics else {"type": "GN", "num_groups": 32}
+        return {
+            "depth": self.depth,
+            "num_stages": len(self.blocks),
+            "out_indices": tuple(range(len(self.blocks))),
+            "deep_stem": self.deep_stem,
+            "avg_down": bool(self.avg_down),
+            "base_channels": self.base_channels,
+            "norm_cfg": norm,
+        }
+
+
+def identify(shapes: Mapping[str, Shape], avg_down: bool | None = None) -> Network | None:
+    """Recognise a network.
+
+    Args:
+        shapes: Shape of each tensor by canonical name.
+        avg_down: What the original names say of the shortcuts.
+
+    Returns:
+        The network; ``None`` where there is no first block to go by.
+    """
+    first = shapes.get("layer1.0.conv1.weight")
+    if first is None or len(first) < 3:
+        return None
+    second = shapes.get("layer1.0.conv2.weight")
+    bottleneck = "layer1.0.conv3.weight" in shapes
+    base_channels = shapes["layer1.0.conv3.weight"][0] // 4 if bottleneck else first[0]
+    return Network(
+        bottleneck=bottleneck,
+        blocks=_count_blocks(shapes),
+        deep_stem="stem.0.weight" in shapes,
+        avg_down=avg_down,
+        groups=first[0] // second[1] if bottleneck and second is not None and len(second) >= 3 else 1,
+        width=first[0],
+        base_channels=base_channels,
+        running_statistics="layer1.0.norm1.running_var" in shapes,
+    )
+
+
+def _count_blocks(shapes: Mapping[str, Shape]) -> tuple[int, ...]:
+    blocks: dict[int, set[int]] = {}
+    for name in shapes:
+        if match := re.match(r"layer(\d+)\.(\d+)\.conv1\.weight$", name):
+            blocks.setdefault(int(match[1]), set()).add(int(match[2]))
+    return tuple(len(blocks[stage]) for stage in sorted(blocks))
+
+
+def describe_difference(file: Network, backbone: Network, depth: Any = None) -> str | None:
+    """Say why a file's network is not the backbone's.
+
+    Only the stages that both have are compared, so a backbone of fewer stages fits a whole network's file.
+
+    Args:
+        file: The network in the file.
+        backbone: The backbone's.
+        depth: The backbone's ``depth`` argument, where it has one.
+
+    Returns:
+        A sentence; ``None`` where the two agree.
+    """
+    shared = min(len(file.blocks), len(backbone.blocks))
+    other_depth = (file.bottleneck, file.blocks[:shared]) != (backbone.bottleneck, backbone.blocks[:shared])
+    if other_depth and depth is not None:
+        return f"this file is a {file.name}; the config says depth={depth}"
+    if other_depth or (file.groups, file.width, file.base_channels) != (
+        backbone.groups,
+        backbone.width,
+        backbone.base_channels,
+    ):
+        return f"this file is a {_with_width(file)}; the backbone is a {_with_width(backbone)}"
+    if file.deep_stem != backbone.deep_stem:
+        stem = "a deep stem (three 3x3 convolutions)" if file.deep_stem else "one 7x7 convolution as its stem"
+        return f"this file is a {file.name}: it has {stem}; the config says deep_stem={backbone.deep_stem}"
+    if None not in (file.avg_down, backbone.avg_down) and file.avg_down != backbone.avg_down:
+        does = "average before they project" if file.avg_down else "stride in their 1x1 convolution"
+        return f"this file is a {file.name}: its shortcuts {does}; the config says avg_down={backbone.avg_down}"
+    return None
+
+
+def _with_width(network: Network) -> str:
+    return network.name if network.base_channels == 64 else f"{network.name} with base_channels={network.base_channels}"

@@ -1,0 +1,265 @@
+"""Files that are broken, hostile, or more than weights."""
+
+import argparse
+import collections
+import copyreg
+import os
+import pathlib
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from mmengine.logging import HistoryBuffer, MessageHub
+
+from resnet_backbone import ResNet, load_pretrained
+from resnet_backbone.weights import CheckpointError, CheckpointNotFoundError, UnsafeCheckpointError
+from resnet_backbone.weights.files import read_file
+
+
+@pytest.fixture(scope="module")
+def state():
+    return torchvision.models.resnet18().state_dict()
+
+
+class Bomb:
+    """Leaves a trace if it is ever unpickled for real."""
+
+    def __init__(self, trace, call=os.system):
+        self.trace = trace
+        self.call = call
+
+    def __reduce__(self):
+        return self.call, (f"touch {self.trace}",)
+
+
+def write_torch(obj, path):
+    torch.save(obj, path)
+
+
+def write_legacy(obj, path):
+    torch.save(obj, path, _use_new_zipfile_serialization=False)
+
+
+def write_pickle(obj, path):
+    path.write_bytes(pickle.dumps(obj))
+
+
+def test_the_bomb_would_go_off(tmp_path):
+    trace = tmp_path / "trace"
+    pickle.loads(pickle.dumps(Bomb(trace)))
+    assert trace.exists()
+
+
+@pytest.mark.parametrize(("write", "suffix"), [(write_torch, "pth"), (write_legacy, "pth"), (write_pickle, "pkl")])
+@pytest.mark.parametrize(("call", "name"), [(os.system, "posix.system"), (eval, ".eval"), (exec, ".exec")])
+def test_hostile_pickle(write, suffix, call, name, state, tmp_path, snapshot):
+    path = tmp_path / f"hostile.{suffix}"
+    trace = tmp_path / "trace"
+    write({"state_dict": dict(list(state.items())[:3]), "meta": Bomb(trace, call)}, path)
+    backbone = ResNet(depth=18)
+    unchanged = snapshot(backbone)
+    with pytest.raises(UnsafeCheckpointError) as caught:
+        load_pretrained(backbone, path)
+    assert str(path) in str(caught.value)
+    assert name in str(caught.value)
+    assert not trace.exists()
+    assert unchanged()
+
+
+@pytest.mark.parametrize(
+    "opcodes",
+    [
+        b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00true\x85R.",
+        b"\x80\x04\x8c\x08builtins\x8c\x07getattr\x93\x8c\x08builtins\x8c\x04dict\x93\x8c\x09__class__\x86R.",
+        b"\x80\x02c__builtin__\nsetattr\n.",
+        b"\x80\x02cnumpy.testing._private.utils\nrunstring\n.",
+        b"\x80\x04\x8c\x05torch\x8c\x08hub.load\x93.",
+        b"\x80\x02ctorch.serialization\nload\n.",
+        b"\x80\x02ctorch.jit\nload\n.",
+        b"\x80\x02cfunctools\npartial\n.",
+        b"\x80\x02coperator\nattrgetter\n.",
+        b"\x80\x02cresnet_backbone.weights.unpickle\nos.system\n.",
+        b"(S'true'\nios\nsystem\n.",
+    ],
+)
+def test_hostile_opcodes(opcodes, tmp_path):
+    path = tmp_path / "hostile.pkl"
+    path.write_bytes(opcodes)
+    with pytest.raises(UnsafeCheckpointError, match="would import"):
+        read_file(path)
+
+
+def test_a_tensor_pickled_outside_of_torch_is_read_with_the_same_care(tmp_path):
+    class Outer:
+        def __init__(self, data):
+            self.data = data
+
+        def __reduce__(self):
+            return torch.storage._load_from_bytes, (self.data,)
+
+    inner = tmp_path / "inner.pth"
+    trace = tmp_path / "trace"
+    torch.save({"x": Bomb(trace)}, inner)
+    path = tmp_path / "outer.pkl"
+    path.write_bytes(pickle.dumps({"x": Outer(inner.read_bytes())}))
+    with pytest.raises(UnsafeCheckpointError, match="system"):
+        read_file(path)
+    assert not trace.exists()
+
+    path.write_bytes(pickle.dumps({"x": torch.arange(3.0)}))
+    assert read_file(path)["x"].tolist() == [0, 1, 2]
+
+
+def test_whole_model(tmp_path):
+    path = tmp_path / "model.pth"
+    torch.save(torchvision.models.resnet18(), path)
+    with pytest.raises(UnsafeCheckpointError, match=r"torchvision\.models\.resnet\.ResNet.*save its state_dict"):
+        read_file(path)
+
+
+def test_torchscript(tmp_path):
+    path = tmp_path / "model.pt"
+    torch.jit.trace(torch.nn.Linear(2, 2), torch.rand(1, 2)).save(str(path))
+    with pytest.raises(UnsafeCheckpointError, match="TorchScript"):
+        read_file(path)
+
+
+def mmengine_checkpoint(state):
+    hub = MessageHub.get_instance("weights_test")
+    hub.update_scalar("train/loss", 0.5)
+    hub.update_scalar("train/loss", np.float64(0.25))
+    hub.update_info("iter", np.int64(3))
+    return {
+        "meta": {
+            "epoch": 12,
+            "best": np.float32(0.4),
+            "seed": np.int64(7),
+            "dataset_meta": {"CLASSES": ("cat", "dog"), "palette": np.arange(6).reshape(2, 3)},
+            "cfg": "model = dict(data_preprocessor=dict(type='DetDataPreprocessor', mean=[1.0, 2.0, 3.0], "
+            "std=[4.0, 5.0, 6.0], bgr_to_rgb=False))",
+        },
+        "state_dict": collections.OrderedDict((f"backbone.{name}", value) for name, value in state.items()),
+        "message_hub": hub.state_dict(),
+        "history": HistoryBuffer([1.0, 2.0], [1, 1]),
+    }
+
+
+@pytest.mark.parametrize("write", [write_torch, write_legacy])
+def test_mmengines_checkpoint(write, state, tmp_path):
+    path = tmp_path / "epoch_12.pth"
+    write(mmengine_checkpoint(state), path)
+    report = load_pretrained(ResNet(depth=18), path)
+    assert report.prefix == "backbone."
+    assert report.preprocessing == ((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), False)
+
+
+def test_training_arguments_are_read_past(state, tmp_path):
+    checkpoint = {
+        "model": state,
+        "args": argparse.Namespace(lr=0.1, output=pathlib.PurePosixPath("/x")),
+        "rng": np.random.default_rng(0).bit_generator.state,
+        "counts": collections.defaultdict(int, a=1),
+        "dtype": np.dtype("float32"),
+        "kind": torch.float16,
+    }
+    for write in (write_torch, write_legacy):
+        write(checkpoint, tmp_path / "checkpoint.pth.tar")
+        assert load_pretrained(ResNet(depth=18), tmp_path / "checkpoint.pth.tar").loaded
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_numpy_pickles_of_every_protocol(protocol, tmp_path):
+    path = tmp_path / "arrays.pkl"
+    arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "s": np.float64(2.5), "b": b"\x00\xff"}
+    path.write_bytes(pickle.dumps(arrays, protocol))
+    read = read_file(path)
+    assert read["a"].tolist() == arrays["a"].tolist()
+    assert read["s"] == 2.5
+
+
+def test_safetensors(state, tmp_path):
+    from safetensors.torch import save_file
+
+    save_file(state, tmp_path / "model.safetensors")
+    assert len(load_pretrained(ResNet(depth=18), tmp_path / "model.safetensors").loaded) == 120
+
+
+def _cut(path, state):
+    torch.save(state, path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _cut_legacy(path, state):
+    write_legacy(state, path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _cut_pickle(path, state):
+    path.write_bytes(pickle.dumps({name: value.numpy() for name, value in state.items()})[:100_000])
+
+
+def _cut_safetensors(path, state):
+    from safetensors.torch import save
+
+    path.write_bytes(save(state)[:100_000])
+
+
+def _zip(path, state):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "no weights here")
+
+
+BROKEN = {
+    "cut.pth": (_cut, "damaged or cut off"),
+    "cut_legacy.pth": (_cut_legacy, "damaged or cut off"),
+    "cut.pkl": (_cut_pickle, "damaged or cut off"),
+    "cut.safetensors": (_cut_safetensors, "damaged or cut off"),
+    "page.pth": (lambda path, state: path.write_text("\n<!DOCTYPE html><html>404</html>"), "web page"),
+    "zero.pth": (lambda path, state: path.write_bytes(b""), "empty"),
+    "text.pth": (lambda path, state: path.write_text("hello"), "no checkpoint"),
+    "pointer.pth": (lambda path, state: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "Git LFS"),
+    "archive.pth": (_zip, "torch.save did not write"),
+    "empty_dict.pth": (lambda path, state: torch.save({}, path), "holds no tensors"),
+    "empty_state.pth": (lambda path, state: torch.save({"state_dict": {}}, path), "holds no tensors"),
+    "list.pth": (lambda path, state: torch.save([1, 2], path), "holds no tensors"),
+    "tensor.pth": (lambda path, state: torch.save(torch.rand(3), path), "holds no tensors"),
+    "vit.pth": (lambda path, state: torch.save({"blocks.0.attn.qkv.weight": torch.rand(3, 3)}, path), "no ResNet"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_file(name, state, tmp_path, snapshot):
+    make, message = BROKEN[name]
+    path = tmp_path / name
+    make(path, state)
+    backbone = ResNet(depth=18)
+    unchanged = snapshot(backbone)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_pretrained(backbone, path)
+    assert str(path) in str(caught.value)
+    assert unchanged()
+
+
+def test_missing_file_and_directory(tmp_path):
+    with pytest.raises(CheckpointNotFoundError, match=r"nowhere\.pth does not exist") as caught:
+        load_pretrained(ResNet(depth=18), tmp_path / "nowhere.pth")
+    assert isinstance(caught.value, FileNotFoundError)
+    with pytest.raises(CheckpointError, match="directory"):
+        load_pretrained(ResNet(depth=18), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["file.pth/inner.pth", "x" * 300])
+def test_unreadable_file(name, tmp_path):
+    (tmp_path / "file.pth").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_file(tmp_path / name)
+
+
+def test_old_objects_are_not_reconstructed(tmp_path):
+    path = tmp_path / "old.pkl"
+    path.write_bytes(pickle.dumps({"x": argparse.Namespace(a=1)}, protocol=0))
+    assert copyreg._reconstructor.__name__ == "_reconstructor"
+    assert list(read_file(path)) == ["x"]

@@ -1,0 +1,328 @@
+"""What fits, what does not, and what is said about it."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from resnet_backbone import LoadReport, ResNet, ResNetV1c, ResNetV1d, load_pretrained
+from resnet_backbone.weights import CheckpointError, MismatchError
+
+
+@pytest.fixture(scope="module")
+def states():
+    return {depth: torchvision.models.get_model(f"resnet{depth}").state_dict() for depth in (18, 34, 50)}
+
+
+@pytest.fixture
+def file(tmp_path, states):
+    """Write a checkpoint, changed as asked."""
+
+    def write(depth=18, change=lambda state: None):
+        state = copy.copy(states[depth])
+        change(state)
+        torch.save(state, tmp_path / "model.pth")
+        return tmp_path / "model.pth"
+
+    return write
+
+
+@pytest.fixture
+def refused(snapshot):
+    def check(backbone, path, message, **kwargs):
+        unchanged = snapshot(backbone)
+        with pytest.raises(CheckpointError, match=message) as caught:
+            load_pretrained(backbone, path, **kwargs)
+        assert str(path) in str(caught.value)
+        assert unchanged()
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("depth", "backbone", "message"),
+    [
+        (18, dict(depth=50), "this file is a ResNet-18; the config says depth=50"),
+        (50, dict(depth=18), "this file is a ResNet-50; the config says depth=18"),
+        (34, dict(depth=18), "this file is a ResNet-34; the config says depth=18"),
+        (50, dict(depth=101), "this file is a ResNet-50; the config says depth=101"),
+        (50, dict(depth=34), "this file is a ResNet-50; the config says depth=34"),
+        (
+            18,
+            dict(depth=18, deep_stem=True),
+            "it has one 7x7 convolution as its stem; the config says deep_stem=True",
+        ),
+        (
+            18,
+            dict(depth=18, avg_down=True),
+            "shortcuts stride in their 1x1 convolution; the config says avg_down=True",
+        ),
+        (18, dict(depth=18, base_channels=32), "a ResNet-18; the backbone is a ResNet-18 with base_channels=32"),
+        (18, dict(depth=18, norm_cfg=dict(type="GN", num_groups=32)), "batch norm, with running statistics"),
+    ],
+)
+def test_another_network(depth, backbone, message, file, refused):
+    refused(ResNet(**backbone), file(depth), message)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("resnext50_32x4d", "this file is a ResNeXt-50 32x4d; the backbone is a ResNet-50"),
+        ("wide_resnet50_2", "this file is a Wide ResNet-50-2; the backbone is a ResNet-50"),
+    ],
+)
+def test_a_wider_network(model, message, refused, tmp_path):
+    torch.save(torchvision.models.get_model(model).state_dict(), tmp_path / "model.pth")
+    refused(ResNet(depth=50), tmp_path / "model.pth", message)
+
+
+def test_deep_stems(refused, tmp_path):
+    torch.save(ResNetV1d(depth=18).state_dict(), tmp_path / "d.pth")
+    refused(ResNet(depth=18), tmp_path / "d.pth", "ResNet-18-D: it has a deep stem .* the config says deep_stem=False")
+    refused(ResNetV1c(depth=18), tmp_path / "d.pth", "average before they project; the config says avg_down=False")
+
+
+def test_group_norm_is_no_folded_batch_norm(refused, tmp_path):
+    torch.save(ResNet(depth=18, norm_cfg=dict(type="GN", num_groups=32)).state_dict(), tmp_path / "gn.pth")
+    refused(ResNet(depth=18), tmp_path / "gn.pth", "no running statistics, so they are group norm")
+
+
+def test_missing_parameter_is_listed(file, refused):
+    path = file(change=lambda state: state.pop("layer3.1.conv2.weight"))
+    refused(ResNet(depth=18), path, r"the file lacks layer3\.1\.conv2\.weight\. strict=False loads the rest")
+    report = load_pretrained(ResNet(depth=18), path, strict=False)
+    assert report.missing == ("layer3.1.conv2.weight",)
+
+
+def test_other_shape_is_listed(file, refused):
+    path = file(change=lambda state: state.update({"layer3.1.bn1.bias": torch.rand(7)}))
+    refused(ResNet(depth=18), path, r"shapes differ: layer3\.1\.bn1\.bias \(\(7,\) in the file, \(256,\) in")
+    report = load_pretrained(ResNet(depth=18), path, strict=False)
+    assert report.mismatched == (("layer3.1.bn1.bias", (7,), (256,)),)
+    assert "layer3.1.bn1.bias: (7,) in the file, (256,) in the backbone" in str(report)
+
+
+def test_what_the_backbone_lacks_inside_its_stages_is_an_error(file, refused):
+    path = file(change=lambda state: state.update({"layer1.0.se.fc1.weight": torch.rand(4, 64, 1, 1)}))
+    refused(ResNet(depth=18), path, r"the backbone lacks layer1\.0\.se\.fc1\.weight")
+    report = load_pretrained(ResNet(depth=18), path, strict=False)
+    assert report.unexpected == ("layer1.0.se.fc1.weight",)
+
+
+def test_fewer_stages_than_the_file(file):
+    report = load_pretrained(ResNet(depth=18, num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(1,)), file())
+    assert not report.missing
+    assert {name.split(".")[0] for name in report.unused} == {"layer3", "layer4", "fc"}
+
+
+def test_more_stages_than_the_file(file, refused):
+    def cut(state):
+        for name in [name for name in state if name.startswith("layer4")]:
+            state.pop(name)
+
+    refused(ResNet(depth=18), file(change=cut), r"the file lacks layer4\.0\.conv1\.weight, .* and 5 more")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("strict", [True, False])
+def test_nan_and_inf(value, strict, file, refused):
+    def spoil(state):
+        state["layer2.0.bn1.running_var"] = state["layer2.0.bn1.running_var"].clone()
+        state["layer2.0.bn1.running_var"][3] = value
+
+    refused(ResNet(depth=18), file(change=spoil), r"layer2\.0\.bn1\.running_var holds NaN or Inf", strict=strict)
+
+
+def test_nan_in_what_is_not_loaded_does_no_harm(file):
+    path = file(change=lambda state: state.update({"fc.bias": torch.full((1000,), torch.nan)}))
+    assert load_pretrained(ResNet(depth=18), path).loaded
+
+
+def test_integer_weights(file, refused):
+    path = file(change=lambda state: state.update({"conv1.weight": torch.zeros(64, 3, 7, 7, dtype=torch.int8)}))
+    refused(ResNet(depth=18), path, r"conv1\.weight is of dtype torch\.int8")
+
+
+def test_failure_while_copying_is_undone(file, snapshot, monkeypatch):
+    backbone = ResNet(depth=18)
+    unchanged = snapshot(backbone)
+    broken = {"layer4.1.bn2.bias"}
+    copy_ = torch.Tensor.copy_
+
+    def fail(tensor, value, *args):
+        target = backbone.state_dict()["layer4.1.bn2.bias"]
+        if broken and tensor.data_ptr() == target.data_ptr():
+            broken.clear()
+            raise RuntimeError("out of memory")
+        return copy_(tensor, value, *args)
+
+    monkeypatch.setattr(torch.Tensor, "copy_", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        load_pretrained(backbone, file())
+    assert unchanged()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 6])
+def test_in_channels(channels, file, states):
+    backbone = ResNet(depth=18, in_channels=channels)
+    report = load_pretrained(backbone, file())
+    weight = states[18]["conv1.weight"]
+    if channels == 1:
+        expected = weight.sum(1, keepdim=True)
+        assert report.changes == ("conv1.weight summed over its 3 input channels, for in_channels=1",)
+    else:
+        expected = torch.cat([weight, weight], 1)[:, :channels] * 3 / channels
+        assert report.changes == (f"conv1.weight repeated over {channels} input channels and scaled by 3/{channels}",)
+    torch.testing.assert_close(backbone.conv1.weight, expected)
+
+
+def test_grey_image_gives_the_features_of_its_rgb_copy(file, relative_difference, shake, tmp_path):
+    model = shake(ResNet(depth=18))
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    grey = ResNet(depth=18, in_channels=1)
+    load_pretrained(grey, tmp_path / "model.pth")
+    image = torch.rand(1, 1, 32, 32)
+    assert relative_difference(grey.eval()(image), model(image.repeat(1, 3, 1, 1))) < 1e-5
+
+
+def test_in_channels_of_a_deep_stem(tmp_path):
+    torch.save(ResNetV1c(depth=18).state_dict(), tmp_path / "model.pth")
+    report = load_pretrained(ResNetV1c(depth=18, in_channels=1), tmp_path / "model.pth")
+    assert report.changes == ("stem.0.weight summed over its 3 input channels, for in_channels=1",)
+
+
+def test_other_number_of_channels_in_the_file_is_a_mismatch(refused, tmp_path):
+    torch.save(ResNet(depth=18, in_channels=4).state_dict(), tmp_path / "model.pth")
+    refused(ResNet(depth=18), tmp_path / "model.pth", r"shapes differ: conv1\.weight")
+
+
+class Offsets(nn.Conv2d):
+    """A convolution with more parameters than a convolution, as deformable ones have."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.conv_offset = nn.Conv2d(self.in_channels, 2, 1)
+
+
+def test_parts_that_files_never_have(file):
+    context = dict(cfg=dict(type="ContextBlock", ratio=1 / 4), position="after_conv3")
+    backbone = ResNet(depth=50, plugins=[context])
+    block = backbone.layer3[0]
+    block.conv2 = Offsets(256, 256, 3, 2, 1, bias=False)
+    report = load_pretrained(backbone, file(50))
+    assert not report.missing
+    assert "layer3.0.conv2.conv_offset.weight" in report.added
+    assert any("context_block" in name for name in report.added)
+    assert all("context_block" in name or "conv_offset" in name for name in report.added)
+    assert "new " in str(report)
+
+
+def test_parts_that_files_never_have_are_loaded_where_one_has_them(tmp_path):
+    context = dict(cfg=dict(type="ContextBlock", ratio=1 / 4), position="after_conv3")
+    source = ResNet(depth=50, plugins=[context])
+    torch.save(source.state_dict(), tmp_path / "model.pth")
+    report = load_pretrained(ResNet(depth=50, plugins=[context]), tmp_path / "model.pth")
+    assert not report.added
+    assert len(report.loaded) == len(source.state_dict())
+
+
+def test_nothing_fits_even_without_strict(tmp_path, refused):
+    torch.save({"layer1.0.conv1.weight": torch.rand(3, 3, 3, 3)}, tmp_path / "model.pth")
+    refused(ResNet(depth=18), tmp_path / "model.pth", "nothing of .* fits", strict=False)
+
+
+def test_half_precision_file_and_backbone(file, states):
+    backbone = ResNet(depth=18).double()
+    halves = {name: value.half() for name, value in states[18].items() if value.is_floating_point()}
+    load_pretrained(backbone, file(change=lambda state: state.update(halves)))
+    assert backbone.conv1.weight.dtype == torch.float64
+    torch.testing.assert_close(backbone.conv1.weight, states[18]["conv1.weight"].half().double())
+
+
+def test_frozen_and_training_stay_as_they_were(file):
+    backbone = ResNet(depth=18, frozen_stages=1).train()
+    load_pretrained(backbone, file())
+    assert backbone.training
+    assert not backbone.conv1.weight.requires_grad
+    assert backbone.layer2[0].conv1.weight.requires_grad
+
+
+def test_torchvisions_own_model_is_a_backbone_too(file, states):
+    model = torchvision.models.resnet18()
+    report = load_pretrained(model, file())
+    assert torch.equal(model.fc.weight, states[18]["fc.weight"])
+    assert not report.unused
+
+
+def caffe_file(tmp_path, prefix=""):
+    blobs = {}
+    for name, value in ResNet(depth=50).state_dict().items():
+        parts = name.split(".")
+        if parts[0] == "conv1":
+            blobs["conv1_w"] = value.numpy()
+        elif parts[0] == "bn1" and parts[1] in ("weight", "bias"):
+            blobs[f"res_conv1_bn_{parts[1][0].replace('w', 's')}"] = value.numpy()
+        elif parts[0].startswith("layer"):
+            branch = "1" if parts[2] == "downsample" else "2" + "abc"[int(parts[2][-1]) - 1]
+            norm = parts[2].startswith("bn") or (parts[2] == "downsample" and parts[3] == "1")
+            if norm and parts[-1] not in ("weight", "bias"):
+                continue
+            leaf = f"bn_{parts[-1][0].replace('w', 's')}" if norm else "w"
+            blobs[f"res{int(parts[0][-1]) + 1}_{parts[1]}_branch{branch}_{leaf}"] = value.numpy()
+    path = tmp_path / "R-50.pkl"
+    path.write_bytes(pickle.dumps({"blobs": blobs}))
+    return path
+
+
+def test_caffe_weights_in_a_pytorch_backbone(tmp_path):
+    report = load_pretrained(ResNet(depth=50), caffe_file(tmp_path))
+    assert report.style == "caffe"
+    assert report.preprocessing.as_config() == dict(
+        mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False
+    )
+    (warning,) = report.warnings
+    assert "style='caffe'" in warning
+    assert "the backbone has style='pytorch'" in warning
+    assert not load_pretrained(ResNet(depth=50, style="caffe"), caffe_file(tmp_path)).warnings
+
+
+def test_folded_weights_must_not_train_their_statistics(tmp_path):
+    report = load_pretrained(ResNet(depth=50, style="caffe", norm_eval=False), caffe_file(tmp_path))
+    assert any("folded" in warning for warning in report.warnings)
+
+
+def test_pytorch_weights_in_a_caffe_backbone(file):
+    (warning,) = load_pretrained(ResNet(depth=50, style="caffe"), file(50)).warnings
+    assert "style='pytorch'" in warning
+    # A BasicBlock is the same in both styles.
+    assert not load_pretrained(ResNet(depth=18, style="caffe"), file(18)).warnings
+
+
+def test_report_reads_well(file):
+    report = load_pretrained(ResNet(depth=18), file())
+    assert isinstance(report, LoadReport)
+    text = str(report)
+    assert text.startswith(f"ResNet-18 from {report.origin}\n")
+    assert "loaded      120 tensors: conv1 (1), bn1 (5), layer1 (24), layer2 (30), layer3 (30), layer4 (30)" in text
+    assert "not used    2 tensors: fc (2)" in text
+    assert "bgr_to_rgb=True" in text
+
+
+def test_wrong_arguments(file):
+    with pytest.raises(TypeError, match="source must be a path"):
+        load_pretrained(ResNet(depth=18), 7)
+    with pytest.raises(ValueError, match="sha256 must be 8 to 64 hexadecimal digits, got 'xyz'"):
+        load_pretrained(ResNet(depth=18), file(), sha256="xyz")
+    with pytest.raises(ValueError, match="its SHA-256 does not begin with 12345678"):
+        load_pretrained(ResNet(depth=18), file(), sha256="12345678")
+
+
+def test_errors_are_those_that_mmdets_users_catch(file):
+    with pytest.raises(AssertionError) as caught:
+        load_pretrained(ResNet(depth=50), file())
+    assert isinstance(caught.value, ValueError)
+    assert isinstance(caught.value, MismatchError)

@@ -1,0 +1,367 @@
+"""Every family of names, built from its own models, gives its own features."""
+
+import pickle
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+from torch.nn.utils import fuse_conv_bn_eval
+
+from resnet_backbone import ResNet, ResNetV1c, ResNetV1d, load_pretrained
+from resnet_backbone.weights.formats import FAMILIES, canonical, find_candidates
+
+DEPTHS = (18, 34, 50, 101, 152)
+
+
+@pytest.fixture(autouse=True)
+def _no_initialisation(monkeypatch):
+    """Random weights that nobody looks at cost more than all the rest of these tests."""
+    for name in ("kaiming_uniform_", "kaiming_normal_"):
+        monkeypatch.setattr(nn.init, name, lambda tensor, *args, **kwargs: tensor)
+
+
+@pytest.fixture
+def check(image, relative_difference):
+    def run(backbone, source, expected, **kwargs):
+        report = load_pretrained(backbone, source, **kwargs)
+        assert not report.missing
+        assert not report.unexpected
+        assert not report.mismatched
+        with torch.no_grad():
+            assert relative_difference(backbone.eval()(image), expected) < 1e-5
+        return report
+
+    return run
+
+
+def timm_levels(model, image):
+    with torch.no_grad():
+        x = model.maxpool(model.act1(model.bn1(model.conv1(image))))
+        levels = []
+        for name in ("layer1", "layer2", "layer3", "layer4"):
+            x = getattr(model, name)(x)
+            levels.append(x)
+    return levels
+
+
+def features(backbone, image):
+    with torch.no_grad():
+        return backbone.eval()(image)
+
+
+def detectron2_name(name):
+    parts = name.split(".")
+    if name.startswith("conv1."):
+        return f"stem.{name}"
+    if name.startswith("bn1."):
+        return f"stem.conv1.norm.{parts[1]}"
+    stage, block, layer, *rest = parts
+    stage = f"res{int(stage[-1]) + 1}"
+    if layer == "downsample":
+        return f"{stage}.{block}.shortcut.{'norm.' if rest[0] == '1' else ''}{rest[1]}"
+    if layer.startswith("bn"):
+        return f"{stage}.{block}.conv{layer[-1]}.norm.{rest[0]}"
+    return f"{stage}.{block}.{layer}.{rest[0]}"
+
+
+def caffe2_name(name, norm, leaves):
+    parts = name.split(".")
+    if name == "conv1.weight":
+        return "conv1_w"
+    if parts[0] in ("bn1", "gn1"):
+        return f"res_conv1_{norm}_{leaves[parts[1]]}" if norm == "bn" else f"conv1_{norm}_{leaves[parts[1]]}"
+    stage, block, layer, *rest = parts
+    branch = "1" if layer == "downsample" else "2" + "abc"[int(layer[-1]) - 1]
+    is_norm = layer.startswith(("bn", "gn")) or rest[0] == "1"
+    leaf = f"{norm}_{leaves[rest[-1]]}" if is_norm else "w"
+    return f"res{int(stage[-1]) + 1}_{block}_branch{branch}_{leaf}"
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_torchvision(depth, check, shake, image, torchvision_levels, tmp_path):
+    model = shake(torchvision.models.get_model(f"resnet{depth}"))
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    report = check(ResNet(depth=depth), tmp_path / "model.pth", torchvision_levels(model, image))
+    assert report.network == f"ResNet-{depth}"
+    assert report.unused == ("fc.weight", "fc.bias")
+    assert not report.renamed
+    assert report.preprocessing.bgr_to_rgb
+
+
+@pytest.mark.parametrize(
+    ("name", "cls", "depth"),
+    [(f"resnet{depth}", ResNet, depth) for depth in DEPTHS]
+    + [(f"resnet{depth}d", ResNetV1d, depth) for depth in DEPTHS]
+    + [(f"resnet{depth}c", ResNetV1c, depth) for depth in (50, 101, 152)],
+)
+def test_timm(name, cls, depth, check, shake, image, tmp_path):
+    model = shake(timm.create_model(name, zero_init_last=False) if name in timm.list_models() else _timm_c(depth))
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    report = check(cls(depth=depth), tmp_path / "model.pth", timm_levels(model, image))
+    assert report.network == f"ResNet-{depth}{'-' + name[-1].upper() if name[-1] in 'cd' else ''}"
+
+
+def _timm_c(depth):
+    blocks = {50: [3, 4, 6, 3], 101: [3, 4, 23, 3], 152: [3, 8, 36, 3]}[depth]
+    resnet = timm.models.resnet
+    return resnet.ResNet(resnet.Bottleneck, blocks, stem_width=32, stem_type="deep")
+
+
+def test_timm_group_norm(check, shake, image, tmp_path):
+    model = shake(timm.create_model("resnet50_gn"))
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    backbone = ResNet(depth=50, norm_cfg=dict(type="GN", num_groups=32))
+    report = check(backbone, tmp_path / "model.pth", timm_levels(model, image))
+    assert report.renamed["layer1.0.gn1.weight"] == "layer1.0.bn1.weight"
+
+
+@pytest.mark.parametrize(
+    ("depth", "prefix"), [*((depth, "") for depth in DEPTHS), (18, "backbone.bottom_up."), (50, "backbone.bottom_up.")]
+)
+def test_detectron2(depth, prefix, check, shake, image, tmp_path):
+    source = shake(ResNet(depth=depth, style="caffe"))
+    # FrozenBatchNorm counts no batches; arrays, as detectron2's own conversions write them.
+    weights = {
+        prefix + detectron2_name(name): value.numpy()
+        for name, value in source.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    weights["proposal_generator.rpn_head.conv.weight" if prefix else "fc1000.weight"] = torch.rand(4, 4).numpy()
+    path = tmp_path / "model_final.pkl"
+    path.write_bytes(pickle.dumps({"model": weights, "__author__": "detectron2"}))
+    report = check(ResNet(depth=depth, style="caffe"), path, features(source, image))
+    assert report.format == "detectron2"
+    assert len(report.unused) == 1
+    assert report.preprocessing.std == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_caffe2_folded(depth, check, shake, image, tmp_path):
+    source = shake(ResNet(depth=depth, style="caffe"))
+    leaves = {"weight": "s", "bias": "b"}
+    state = source.state_dict()
+    blobs = {}
+    for name, module in source.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            scale = module.weight / (module.running_var.double() + module.eps).sqrt()
+            shift = module.bias - module.running_mean * scale
+            blobs[caffe2_name(f"{name}.weight", "bn", leaves)] = scale.detach().float().numpy()
+            blobs[caffe2_name(f"{name}.bias", "bn", leaves)] = shift.detach().float().numpy()
+        elif isinstance(module, nn.Conv2d):
+            blobs[caffe2_name(f"{name}.weight", "bn", leaves)] = state[f"{name}.weight"].numpy()
+    blobs["fc1000_w"] = state["conv1.weight"].flatten(1).numpy()
+    blobs["conv1_w_momentum"] = state["conv1.weight"].numpy()
+    path = tmp_path / "R.pkl"
+    # Protocol 2, as the files in circulation have, is slow to write for the larger ones.
+    path.write_bytes(pickle.dumps({"blobs": blobs}, protocol=2 if depth == 18 else None))
+    report = check(ResNet(depth=depth, style="caffe"), path, features(source, image))
+    assert report.format == "Caffe2"
+    assert any("folded" in change for change in report.changes)
+    assert report.preprocessing.bgr_to_rgb is False
+
+
+@pytest.mark.parametrize(
+    "leaves",
+    [
+        {"weight": "s", "bias": "b", "running_mean": "rm", "running_var": "riv"},
+        {"weight": "gamma", "bias": "beta", "running_mean": "running_mean", "running_var": "running_var"},
+    ],
+)
+def test_caffe2_with_statistics(leaves, check, shake, image, tmp_path):
+    source = shake(ResNet(depth=50, style="caffe"))
+    blobs = {
+        caffe2_name(name, "bn", leaves): value.numpy()
+        for name, value in source.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    path = tmp_path / "R.pkl"
+    path.write_bytes(pickle.dumps(blobs))
+    report = check(ResNet(depth=50, style="caffe"), path, features(source, image))
+    assert not report.changes
+
+
+def test_caffe2_group_norm(check, shake, image, tmp_path):
+    cfg = dict(depth=50, norm_cfg=dict(type="GN", num_groups=32))
+    source = shake(ResNet(**cfg))
+    leaves = {"weight": "s", "bias": "b"}
+    blobs = {caffe2_name(name, "gn", leaves): value.numpy() for name, value in source.state_dict().items()}
+    path = tmp_path / "R-50-GN.pkl"
+    path.write_bytes(pickle.dumps({"blobs": blobs}))
+    report = check(ResNet(**cfg), path, features(source, image))
+    assert report.style == "pytorch"
+    assert not report.warnings
+
+
+def test_batch_norm_inside_the_convolutions(check, shake, image, torchvision_levels, tmp_path):
+    model = shake(torchvision.models.resnet50())
+    expected = torchvision_levels(model, image)
+    for module in list(model.modules()):
+        for number in "123":
+            if isinstance(getattr(module, f"bn{number}", None), nn.BatchNorm2d):
+                fused = fuse_conv_bn_eval(getattr(module, f"conv{number}"), getattr(module, f"bn{number}"))
+                setattr(module, f"conv{number}", fused)
+                setattr(module, f"bn{number}", nn.Identity())
+        if getattr(module, "downsample", None) is not None:
+            module.downsample = nn.Sequential(fuse_conv_bn_eval(*module.downsample))
+    torch.save(model.state_dict(), tmp_path / "fused.pth")
+    report = check(ResNet(depth=50), tmp_path / "fused.pth", expected)
+    assert len(report.changes) == 2
+
+
+def test_bias_before_batch_norm(check, shake, image, tmp_path):
+    """Caffe's ResNet-50 has a bias in its first convolution, before the norm layer."""
+    model = torchvision.models.resnet18()
+    model.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=True)
+    shake(model)
+    torch.save(model.state_dict(), tmp_path / "biased.pth")
+    check(ResNet(depth=18), tmp_path / "biased.pth", timm_levels(_with_act(model), image))
+
+
+def _with_act(model):
+    model.act1 = model.relu
+    return model
+
+
+def wrap(state, prefix):
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+def _moco(state, other):
+    encoders = wrap(state, "module.encoder_q.") | wrap(other, "module.encoder_k.") | {"module.queue": torch.rand(8, 4)}
+    return {"epoch": 800, "arch": "resnet50", "state_dict": encoders, "optimizer": {"state": {0: torch.rand(3)}}}
+
+
+def _byol(state, other):
+    names = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
+    renamed = {f"{names[n.split('.')[0]]}.{n.split('.', 1)[1]}": v for n, v in state.items() if not n.startswith("fc")}
+    return {"state_dict": wrap(renamed, "online_encoder.") | {"predictor.0.weight": torch.rand(4, 4)}}
+
+
+WRAPPERS = {
+    "plain": (lambda s, o: s, "torchvision or timm", ""),
+    "DDP": (lambda s, o: {"state_dict": wrap(s, "module.")}, "torchvision or timm", "module."),
+    "Lightning": (lambda s, o: {"state_dict": wrap(s, "model."), "epoch": 3}, "torchvision or timm", "model."),
+    "compiled": (lambda s, o: wrap(s, "module._orig_mod."), "torchvision or timm", "module."),
+    "MoCo": (_moco, "MoCo", "module.encoder_q."),
+    "MoCo v3": (
+        lambda s, o: {"state_dict": wrap(s, "module.base_encoder.") | wrap(o, "module.momentum_encoder.")},
+        "MoCo v3",
+        "module.base_encoder.",
+    ),
+    "SwAV": (
+        lambda s, o: wrap(s, "module.") | {"module.prototypes.weight": torch.rand(4, 4)},
+        "SwAV",
+        "module.",
+    ),
+    "DINO": (
+        lambda s, o: {
+            "student": wrap(o, "module.backbone.") | {"module.head.last_layer.weight_g": torch.rand(4, 1)},
+            "teacher": wrap(s, "backbone.") | {"head.last_layer.weight_g": torch.rand(4, 1)},
+            "epoch": 100,
+        },
+        "DINO",
+        "backbone.",
+    ),
+    "Barlow Twins": (
+        lambda s, o: {"model": wrap(s, "module.backbone.") | {"module.projector.0.weight": torch.rand(4, 4)}},
+        "Barlow Twins or VICReg",
+        "module.backbone.",
+    ),
+    "VICReg": (
+        lambda s, o: {"model": wrap(s, "module.backbone.") | {"module.expander.0.weight": torch.rand(4, 4)}},
+        "Barlow Twins or VICReg",
+        "module.backbone.",
+    ),
+    "mmengine": (
+        lambda s, o: {
+            "meta": {"epoch": 12},
+            "state_dict": wrap(s, "backbone.") | {"neck.fpn.weight": torch.rand(4, 4)},
+            "ema_state_dict": wrap(o, "module.backbone.") | {"steps": torch.tensor(3)},
+        },
+        "mmdet, mmpretrain or mmseg",
+        "backbone.",
+    ),
+    "mmdet 2 EMA": (
+        lambda s, o: {"state_dict": wrap(s, "backbone.") | {f"ema_{n.replace('.', '_')}": v for n, v in o.items()}},
+        "mmdet, mmpretrain or mmseg",
+        "backbone.",
+    ),
+    "torchvision detectors": (lambda s, o: wrap(s, "backbone.body."), "torchvision's detectors", "backbone.body."),
+    "timm EMA": (lambda s, o: {"state_dict": o, "state_dict_ema": s}, "torchvision or timm", ""),
+    "unknown": (lambda s, o: {"nets": {"a": wrap(s, "my.odd/encoder.")}}, "torchvision or timm", "my.odd/encoder."),
+    "BYOL": (_byol, "nn.Sequential of torchvision's layers", "online_encoder."),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_wrapped(name, check, shake, image, torchvision_levels, tmp_path):
+    wrapper, label, prefix = WRAPPERS[name]
+    model = shake(torchvision.models.resnet18())
+    other = shake(torchvision.models.resnet18(), seed=5).state_dict()
+    torch.save(wrapper(model.state_dict(), other), tmp_path / "checkpoint.pth.tar")
+    report = check(ResNet(depth=18), tmp_path / "checkpoint.pth.tar", torchvision_levels(model, image))
+    assert (report.format, report.prefix) == (label, prefix)
+
+
+def transformers_name(name):
+    parts = name.split(".")
+    leaf = parts[-1]
+    if parts[0] in ("conv1", "bn1"):
+        return f"resnet.embedder.embedder.{'convolution' if parts[0] == 'conv1' else 'normalization'}.{leaf}"
+    if parts[0] == "fc":
+        return f"classifier.1.{leaf}"
+    stage = f"resnet.encoder.stages.{int(parts[0][-1]) - 1}.layers.{parts[1]}"
+    if parts[2] == "downsample":
+        return f"{stage}.shortcut.{'convolution' if parts[3] == '0' else 'normalization'}.{leaf}"
+    kind = "convolution" if parts[2].startswith("conv") else "normalization"
+    return f"{stage}.layer.{int(parts[2][-1]) - 1}.{kind}.{leaf}"
+
+
+def test_transformers_names(check, shake, image, torchvision_levels, tmp_path):
+    model = shake(torchvision.models.resnet50())
+    state = {transformers_name(name): value for name, value in model.state_dict().items()}
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    report = check(ResNet(depth=50), tmp_path / "pytorch_model.bin", torchvision_levels(model, image))
+    assert report.format == "transformers"
+
+
+def test_pycls_and_timm_regnets_get_mmdets_names():
+    model = timm.create_model("regnetx_004")
+    timm_keys = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    (candidate,) = find_candidates(timm_keys)
+    assert candidate.family.name == "timm RegNet"
+    renamed = candidate.family.rename(timm_keys)
+    assert renamed["s2.b1.conv2.conv.weight"] == "layer2.0.conv2.weight"
+    assert renamed["s2.b1.downsample.bn.running_var"] == "layer2.0.downsample.1.running_var"
+    pycls = next(family for family in FAMILIES if family.name == "pycls")
+    renamed = pycls.rename(
+        ["stem.bn.bias", "s1.b2.f.c_bn.weight", "s3.b1.proj.weight", "s3.b1.bn.weight", "head.fc.bias"]
+    )
+    assert list(renamed.values()) == [
+        "bn1.bias",
+        "layer1.1.bn3.weight",
+        "layer3.0.downsample.0.weight",
+        "layer3.0.downsample.1.weight",
+        "head.fc.bias",
+    ]
+
+
+def test_renaming_is_injective_for_every_kind_of_network():
+    for backbone in (ResNet(depth=18), ResNet(depth=50), ResNetV1c(depth=50), ResNetV1d(depth=18)):
+        shapes = {name: tuple(value.shape) for name, value in backbone.state_dict().items()}
+        names = canonical(shapes)
+        assert len(set(names.values())) == len(shapes)
+
+
+def test_two_networks_of_one_kind_need_a_prefix(shake, image, torchvision_levels, check, tmp_path):
+    model = shake(torchvision.models.resnet18())
+    other = shake(torchvision.models.resnet18(), seed=5)
+    torch.save(wrap(model.state_dict(), "left.") | wrap(other.state_dict(), "right."), tmp_path / "two.pth")
+    with pytest.raises(ValueError, match=r"2 networks, under the prefixes 'left\.', 'right\.': say which, as prefix="):
+        load_pretrained(ResNet(depth=18), tmp_path / "two.pth")
+    for prefix in ("left", "left."):
+        check(ResNet(depth=18), tmp_path / "two.pth", torchvision_levels(model, image), prefix=prefix)
+    with pytest.raises(ValueError, match=r"no ResNet under prefix='up'; it has networks under 'left\.', 'right\.'"):
+        load_pretrained(ResNet(depth=18), tmp_path / "two.pth", prefix="up")

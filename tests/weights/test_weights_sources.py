@@ -1,0 +1,486 @@
+"""Every kind of source, and the three roads to it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from mmengine.model import BaseModel, BaseModule
+from mmengine.model.weight_init import PretrainedInit as MMEnginePretrainedInit
+from mmengine.runner.checkpoint import CheckpointLoader
+
+from resnet_backbone import ResNet, build_backbone, load_pretrained
+from resnet_backbone.cli import main
+from resnet_backbone.weights import (
+    NAMED,
+    CheckpointError,
+    CheckpointNotFoundError,
+    DownloadError,
+    MismatchError,
+    hub,
+    sources,
+)
+from resnet_backbone.weights.files import read_file
+from resnet_backbone.weights.sources import resolve
+
+
+@pytest.fixture(scope="module")
+def state():
+    return torchvision.models.resnet18().state_dict()
+
+
+@pytest.fixture
+def path(tmp_path, state):
+    torch.save(state, tmp_path / "model.pth")
+    return str(tmp_path / "model.pth")
+
+
+@pytest.fixture
+def asked(monkeypatch, path):
+    """Answer every download with one file, and remember the URLs."""
+    urls = []
+
+    def fetch(url, sha256=None, progress=True, patient=True):
+        urls.append(url)
+        return Path(path)
+
+    monkeypatch.setattr(sources, "fetch", fetch)
+    return urls
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    urls = []
+
+    def fetch(url, sha256=None, progress=True, patient=True):
+        urls.append(url)
+        raise DownloadError(f"{url} cannot be fetched: no network")
+
+    monkeypatch.setattr(sources, "fetch", fetch)
+    return urls
+
+
+def holds(backbone, state):
+    return torch.equal(backbone.conv1.weight, state["conv1.weight"])
+
+
+# The three roads
+
+
+@pytest.mark.parametrize(
+    "init_cfg",
+    [
+        lambda path: dict(type="Pretrained", checkpoint=path),
+        lambda path: [dict(type="Kaiming", layer="Conv2d"), dict(type="Pretrained", checkpoint=path, prefix=None)],
+        lambda path: dict(type="Pretrained", checkpoint=path, strict=False, progress=False),
+    ],
+)
+def test_init_cfg(init_cfg, path, state):
+    backbone = build_backbone(dict(type="ResNet", depth=18, init_cfg=init_cfg(path)))
+    assert not holds(backbone, state)
+    backbone.init_weights()
+    assert holds(backbone, state)
+
+
+def test_init_cfg_with_prefix(tmp_path, state):
+    torch.save({"state_dict": {f"backbone.{name}": value for name, value in state.items()}}, tmp_path / "detector.pth")
+    init_cfg = dict(type="Pretrained", checkpoint=str(tmp_path / "detector.pth"), prefix="backbone.")
+    backbone = ResNet(depth=18, init_cfg=init_cfg)
+    backbone.init_weights()
+    assert holds(backbone, state)
+
+
+def test_pretrained(path, state):
+    with pytest.warns(DeprecationWarning, match="pretrained is deprecated"):
+        backbone = ResNet(depth=18, pretrained=path)
+    backbone.init_weights()
+    assert holds(backbone, state)
+
+
+def test_init_weights_with_pretrained(path, state):
+    backbone = ResNet(depth=18)
+    backbone.init_weights(pretrained=path)
+    assert holds(backbone, state)
+
+
+def test_inside_a_detector(path, state):
+    class Detector(BaseModel):
+        def __init__(self):
+            super().__init__(init_cfg=dict(type="Constant", val=7, layer="Linear"))
+            self.backbone = ResNet(depth=18, init_cfg=dict(type="Pretrained", checkpoint=path))
+            self.head = torch.nn.Linear(2, 2)
+
+        def forward(self):
+            pass
+
+    detector = Detector()
+    detector.init_weights()
+    assert holds(detector.backbone, state)
+    assert float(detector.head.weight[0, 0]) == 7
+    assert not hasattr(detector.backbone, "_params_init_info")
+
+
+def test_subclass_of_ours(path, state):
+    class Mine(ResNet):
+        pass
+
+    backbone = Mine(18, init_cfg=dict(type="Pretrained", checkpoint=path))
+    backbone.init_weights()
+    assert holds(backbone, state)
+
+
+@pytest.mark.parametrize("road", ["init_cfg", "pretrained"])
+def test_wrong_file_stops_the_training_that_would_have_been_in_vain(road, path):
+    backbone = ResNet(depth=50, init_cfg=dict(type="Pretrained", checkpoint=path) if road == "init_cfg" else None)
+    with pytest.raises(MismatchError, match="this file is a ResNet-18; the config says depth=50"):
+        backbone.init_weights(**({} if road == "init_cfg" else {"pretrained": path}))
+
+
+def test_other_modules_are_initialised_as_mmengine_does(path, tmp_path, state):
+    torch.save({"linear.weight": torch.full((2, 2), 3.0)}, tmp_path / "head.pth")
+
+    class Head(BaseModule):
+        def __init__(self, **options):
+            super().__init__(dict(type="Pretrained", checkpoint=str(tmp_path / "head.pth"), **options))
+            self.linear = torch.nn.Linear(2, 2)
+
+    head = Head()
+    head.init_weights()
+    assert float(head.linear.weight[0, 0]) == 3
+    with pytest.raises(TypeError, match="strict, sha256 and progress are for"):
+        Head(strict=False).init_weights()
+
+
+def test_other_modules_are_served_where_the_server_is_gone(state, asked):
+    class SharedHead(BaseModule):
+        """The last stage alone, as mmdet's C4 detectors have it."""
+
+        def __init__(self):
+            super().__init__(dict(type="Pretrained", checkpoint="open-mmlab://detectron2/resnet50_caffe"))
+            self.layer4 = torchvision.models.resnet18().layer4
+
+    head = SharedHead()
+    head.init_weights()
+    assert torch.equal(head.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
+    assert len(asked) == 1
+
+
+def test_class_in_place_of_the_name(path, state):
+    backbone = ResNet(depth=18, init_cfg=dict(type=MMEnginePretrainedInit, checkpoint=path))
+    backbone.init_weights()
+    assert holds(backbone, state)
+
+
+def test_without_checkpoint_no_random_number_changes():
+    def initialised():
+        torch.manual_seed(0)
+        backbone = ResNet(depth=18)
+        backbone.init_weights()
+        return backbone.state_dict()
+
+    before, after = initialised(), initialised()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+# The sources
+
+
+@pytest.mark.parametrize(
+    ("source", "url"),
+    [
+        ("torchvision://resnet50", "resnet50-0676ba61.pth"),
+        ("modelzoo://resnet50", "resnet50-0676ba61.pth"),
+        ("torchvision://resnet50.imagenet1k_v2", "resnet50-11ad3fa6.pth"),
+        ("torchvision://ResNet50_Weights.IMAGENET1K_V2", "resnet50-11ad3fa6.pth"),
+        ("torchvision://ResNet50_Weights.DEFAULT", "resnet50-11ad3fa6.pth"),
+        ("torchvision://resnet18", "resnet18-f37072fd.pth"),
+    ],
+)
+def test_torchvision(source, url, asked):
+    assert resolve(source).preprocessing.bgr_to_rgb
+    assert asked == [f"https://download.pytorch.org/models/{url}"]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("torchvision://resnet51", r"no model 'resnet51'\. Did you mean 'resnet50'\?"),
+        ("torchvision://resnet50.v9", "no weights 'V9' for 'resnet50'; it has IMAGENET1K_V1, IMAGENET1K_V2"),
+        ("open-mmlab://detectron2/resnet50_cafe", r"Did you mean 'detectron2/resnet50_caffe'\?"),
+        ("mmcls://resnet51", "Did you mean 'resnet50'"),
+        ("torchvison://resnet50", r"unknown scheme; known: http://.*torchvision://"),
+        ("hf://org", "must read hf://ORG/REPO"),
+    ],
+)
+def test_names_that_do_not_exist(source, message):
+    with pytest.raises(CheckpointError, match=message):
+        resolve(source)
+
+
+def test_mmcls(asked):
+    resolve("mmcls://resnet18")
+    assert asked == [
+        "https://download.openmmlab.com/mmclassification/v0/resnet/resnet18_8xb32_in1k_20210831-fbbb1da6.pth"
+    ]
+
+
+def test_schemes_that_users_register_with_mmengine(state, monkeypatch):
+    monkeypatch.setattr(CheckpointLoader, "_schemes", dict(CheckpointLoader._schemes))
+    CheckpointLoader.register_scheme("mine://", lambda filename, map_location: {"state_dict": state})
+    backbone = ResNet(depth=18)
+    assert load_pretrained(backbone, "mine://bucket/model.pth").origin == "mine://bucket/model.pth, by mmengine"
+    assert holds(backbone, state)
+
+
+def test_home_directory(tmp_path, monkeypatch, path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_pretrained(ResNet(depth=18), "~/model.pth").loaded
+
+
+@pytest.mark.parametrize("entry", [e for e in NAMED if e.relation == "SAME"], ids=lambda entry: entry.name)
+def test_dead_name_with_the_same_weights_elsewhere(entry, asked):
+    resolved = resolve(f"open-mmlab://{entry.name}")
+    assert asked == [entry.source]
+    assert (resolved.preprocessing, resolved.style) == (entry.preprocessing, entry.style)
+    # The URL behind the name leads to the same place.
+    assert resolve(entry.original).path == resolved.path
+
+
+@pytest.mark.parametrize("entry", [e for e in NAMED if e.relation != "SAME"], ids=lambda entry: entry.name)
+def test_dead_name_without_is_refused_with_the_nearest(entry, offline):
+    with pytest.raises(CheckpointNotFoundError) as caught:
+        resolve(entry.original)
+    # The server is asked, in case it is back; the other training is not, since nobody asked for it.
+    assert offline == [entry.original]
+    assert entry.source in str(caught.value)
+    assert Path(entry.original).name in str(caught.value)
+
+
+def test_openmmlabs_file_in_the_cache_comes_first(offline, hub_dir, state, monkeypatch):
+    entry = next(entry for entry in NAMED if entry.name == "detectron2/resnet50_caffe")
+    cached = hub_dir / Path(entry.original).name
+    hub_dir.mkdir(parents=True)
+    cached.write_bytes(b"x")
+    monkeypatch.setattr(sources, "matches_hash", lambda path, digest: digest == "5891d200")
+    resolved = resolve("openmmlab://detectron2/resnet50_caffe")
+    assert resolved.path == cached
+    assert resolved.style == "caffe"
+    assert not offline
+
+
+def test_openmmlabs_file_is_known_by_its_name(tmp_path):
+    resolved = resolve(tmp_path / "resnet50_msra-5891d200.pth")
+    assert resolved.style == "caffe"
+    assert resolved.preprocessing.std == (1.0, 1.0, 1.0)
+
+
+def test_a_users_own_list_has_the_last_word(asked, tmp_path, monkeypatch):
+    monkeypatch.setenv("MMENGINE_HOME", str(tmp_path))
+    (tmp_path / "open_mmlab.json").write_text(json.dumps({"resnext101_64x4d": "https://example.com/mirror.pth"}))
+    resolve("open-mmlab://resnext101_64x4d")
+    assert asked == ["https://example.com/mirror.pth"]
+
+
+def test_table_is_sound():
+    names = [entry.name for entry in NAMED]
+    assert len(set(names)) == len(names)
+    for entry in NAMED:
+        assert entry.original.startswith("https://download.openmmlab.com/")
+        assert entry.relation in ("SAME", "RETRAINED", "NONE")
+        # A source that the server itself would have to give is no source.
+        assert "openmmlab.com" not in entry.source
+        assert len(entry.preprocessing.mean) == len(entry.preprocessing.std) == 3
+
+
+def test_table_has_every_name_that_mmdets_resnet_configs_use():
+    used = {
+        *("detectron2/resnet50_caffe", "detectron2/resnet101_caffe", "detectron2/resnext101_32x8d"),
+        *("detectron/resnet50_caffe", "detectron/resnet101_caffe", "detectron/resnet50_gn", "detectron/resnet101_gn"),
+        *("contrib/resnet50_gn", "jhu/resnet50_gn_ws", "jhu/resnet101_gn_ws"),
+        *("jhu/resnext50_32x4d_gn_ws", "jhu/resnext101_32x4d_gn_ws", "resnext101_32x4d", "resnext101_64x4d"),
+        *("regnetx_400mf", "regnetx_800mf", "regnetx_1.6gf", "regnetx_3.2gf", "regnetx_4.0gf", "regnetx_6.4gf"),
+        *("regnetx_8.0gf", "regnetx_12gf", "resnest50", "resnest101", "res2net101_v1d_26w_4s"),
+    }
+    assert used <= {entry.name for entry in NAMED}
+
+
+# The hub
+
+
+@pytest.fixture
+def repository(monkeypatch, tmp_path, state):
+    """A stand-in for the hub: what it is asked for, and files by name."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError
+
+    files = {}
+    calls = []
+
+    def download(filename, repo_id, revision):
+        calls.append((repo_id, revision, filename))
+        if filename not in files:
+            raise EntryNotFoundError(f"no {filename}")
+        return str(files[filename])
+
+    class Api:
+        def list_repo_files(self, repo_id, revision):
+            return list(files)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+
+    def add(name, content=None):
+        files[name] = tmp_path / name
+        files[name].write_text(json.dumps(content)) if content else torch.save(state, files[name])
+        return calls
+
+    return add
+
+
+def test_timm_by_the_hub(repository, state):
+    from safetensors.torch import save_file
+
+    calls = repository("config.json", {"pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}})
+    repository("model.safetensors")
+    save_file(state, resolve("timm://resnet18.a1_in1k").path)
+    report = load_pretrained(ResNet(depth=18), "timm://resnet18.a1_in1k")
+    assert ("timm/resnet18.a1_in1k", None, "model.safetensors") in calls
+    assert report.preprocessing == ((127.5, 127.5, 127.5), (63.75, 63.75, 63.75), True)
+
+
+def test_timm_without_a_tag_means_timms_default(repository):
+    calls = repository("model.safetensors")
+    resolve("timm://resnet50d")
+    assert calls[0][0].startswith("timm/resnet50d.")
+
+
+def test_hf(repository):
+    calls = repository("weights.pth")
+    resolve("hf://org/repo@v1/weights.pth")
+    assert calls[0] == ("org/repo", "v1", "weights.pth")
+    assert resolve("hf://org/repo").path.name == "weights.pth"
+
+
+def test_hf_with_several_files(repository):
+    repository("a.pth")
+    repository("b.pth")
+    with pytest.raises(CheckpointNotFoundError, match=r"not one file of weights but a\.pth, b\.pth"):
+        resolve("hf://org/repo")
+    with pytest.raises(CheckpointNotFoundError, match=r"no c\.pth in org/repo"):
+        resolve("hf://org/repo/c.pth")
+
+
+def test_hub_is_an_extra(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    with pytest.raises(CheckpointError, match=r"pip install 'resnet_backbone\[hub\]'"):
+        resolve("hf://org/repo")
+    assert hub.timm_repository("resnet50.a1_in1k") == "timm/resnet50.a1_in1k"
+
+
+# The command
+
+
+def test_command_prints_the_report(path, capsys):
+    assert main(["weights", path, "--depth", "18"]) == 0
+    assert "loaded      120 tensors" in capsys.readouterr().out
+    assert main(["weights", path]) == 0
+
+
+def test_command_says_what_would_not_load(path, capsys):
+    assert main(["weights", path, "--depth", "50"]) == 1
+    assert "this file is a ResNet-18; the config says depth=50" in capsys.readouterr().err
+    assert main(["weights", path, "--depth", "34", "--no-strict"]) == 0
+    assert "missing" in capsys.readouterr().out
+
+
+def test_command_with_a_config(path, tmp_path, capsys):
+    config = tmp_path / "config.py"
+    config.write_text("backbone = dict(type='ResNet', depth=18, init_cfg=dict(type='Pretrained', checkpoint='x'))")
+    assert main(["weights", path, "--config", str(config)]) == 0
+    config.write_text("model = dict(neck=dict(type='FPN'))")
+    assert main(["weights", path, "--config", str(config)]) == 1
+    assert "neither model.backbone nor backbone" in capsys.readouterr().err
+
+
+def test_command_lists_the_table(capsys):
+    assert main(["weights", "--list"]) == 0
+    out = capsys.readouterr().out
+    assert all(entry.name in out and entry.source in out for entry in NAMED)
+    assert main(["weights"]) == 1
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_convert(suffix, tmp_path, capsys, state):
+    source = tmp_path / "detector.pth"
+    torch.save({"state_dict": {f"module.encoder_q.{name}": value for name, value in state.items()}}, source)
+    out = tmp_path / f"ours.{suffix}"
+    assert main(["convert", str(source), str(out)]) == 0
+    assert f"wrote {out}" in capsys.readouterr().out
+    backbone = ResNet(depth=18)
+    report = load_pretrained(backbone, out)
+    assert holds(backbone, state)
+    assert not report.renamed
+    assert not report.unused
+    assert report.preprocessing.bgr_to_rgb
+    meta = read_file(out)["meta" if suffix == "pth" else "__metadata__"]["resnet_backbone"]
+    meta = meta if suffix == "pth" else json.loads(meta)
+    assert meta["format"] == "MoCo"
+    assert len(meta["sha256"]) == 64
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_convert_keeps_what_caffe_weights_want(tmp_path):
+    from test_weights_fit import caffe_file
+
+    assert main(["convert", str(caffe_file(tmp_path)), str(tmp_path / "ours.pth")]) == 0
+    report = load_pretrained(ResNet(depth=50), tmp_path / "ours.pth")
+    assert report.style == "caffe"
+    assert report.preprocessing.bgr_to_rgb is False
+    assert report.warnings
+
+
+def test_convert_refuses(path, tmp_path, capsys):
+    assert main(["convert", path, str(tmp_path / "out.txt")]) == 1
+    assert "OUT must end in .safetensors or .pth" in capsys.readouterr().err
+    torch.save(torchvision.models.resnext50_32x4d().state_dict(), tmp_path / "x.pth")
+    assert main(["convert", str(tmp_path / "x.pth"), str(tmp_path / "out.pth")]) == 1
+    assert "ResNeXt-50 32x4d: give the config of its backbone with --config" in capsys.readouterr().err
+    assert not (tmp_path / "out.pth").exists()
+
+
+# Real downloads
+
+
+@pytest.mark.network
+@pytest.mark.parametrize(
+    ("source", "cfg"),
+    [
+        ("torchvision://resnet18", dict(depth=18)),
+        ("torchvision://ResNet50_Weights.IMAGENET1K_V2", dict(depth=50)),
+        ("timm://resnet18d.ra2_in1k", dict(type="ResNetV1d", depth=18)),
+        ("timm://resnet50_gn.a1h_in1k", dict(depth=50, norm_cfg=dict(type="GN", num_groups=32))),
+        ("open-mmlab://detectron2/resnet50_caffe", dict(depth=50, style="caffe")),
+        ("open-mmlab://detectron/resnet50_caffe", dict(depth=50, style="caffe")),
+        ("open-mmlab://detectron2/resnet101_caffe", dict(depth=101, style="caffe")),
+        ("open-mmlab://detectron/resnet50_gn", dict(depth=50, norm_cfg=dict(type="GN", num_groups=32))),
+    ],
+)
+def test_real_download(source, cfg):
+    backbone = build_backbone({"type": "ResNet", **cfg})
+    report = load_pretrained(backbone, source)
+    assert not report.missing
+    assert not report.warnings
+    levels = backbone.eval()(torch.rand(1, 3, 64, 64))
+    assert all(torch.isfinite(level).all() for level in levels)
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("entry", [e for e in NAMED if e.relation == "SAME"], ids=lambda entry: entry.name)
+def test_named_source_answers(entry):
+    import urllib.request
+
+    request = urllib.request.Request(entry.source, method="HEAD")
+    with urllib.request.urlopen(request, timeout=30) as response:
+        assert response.status == 200
+        assert int(response.headers["Content-Length"]) > 1_000_000
