@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from mmengine import Config
-from mmengine.logging import MMLogger
 from torch import Tensor
 
 from .configs import config_path
@@ -21,13 +15,13 @@ from .errors import ArgumentError
 from .figures import Level, check_picture_path, draw_feature_pyramid
 from .registry import build_backbone
 from .resnet import ResNet
+from .weights import load_pretrained
+from .weights.errors import DownloadError
 
 __all__ = ["run_demo"]
 
 CONFIG = "_base_/backbones/resnet18.py"
 SEED = 0
-CONNECT_TIMEOUT = 8.0
-"""Seconds that a server may take to answer."""
 LONGEST_SIDE = 1024
 """Pixels; larger photographs are scaled down, so that any photograph takes a second, not a minute."""
 
@@ -110,48 +104,16 @@ def build_with_weights(cfg: dict[str, Any]) -> tuple[ResNet, str]:
         The backbone in eval mode, and where its weights come from.
     """
     source = cfg["init_cfg"]["checkpoint"]
+    torch.manual_seed(SEED)
+    backbone = cast(ResNet, build_backbone({**cfg, "init_cfg": None}))
+    backbone.init_weights()
     try:
-        with _quiet_mmengine(), _connect_timeout():
-            backbone = _build_and_initialise(cfg)
+        load_pretrained(backbone, source)
         weights = f"ImageNet weights, {source}"
-    except (OSError, HTTPException, RuntimeError) as error:
-        # URLError and its kin say what happened in .reason.
-        reason = " ".join(str(getattr(error, "reason", error)).split())
-        print(f"{source} could not be fetched ({reason}): going on with random weights, seed {SEED}.")
-        torch.manual_seed(SEED)
-        with _quiet_mmengine():
-            backbone = _build_and_initialise({**cfg, "init_cfg": None})
+    except DownloadError as error:
+        print(f"{error}: going on with random weights, seed {SEED}.")
         weights = f"random weights (seed {SEED}): {source} could not be fetched"
     return backbone.eval(), weights
-
-
-def _build_and_initialise(cfg: dict[str, Any]) -> ResNet:
-    backbone = cast(ResNet, build_backbone(cfg))
-    backbone.init_weights()
-    return backbone
-
-
-@contextmanager
-def _quiet_mmengine() -> Iterator[None]:
-    """Keep mmengine's reports on loading (sources, the classifier's unused keys) off the console."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextmanager
-def _connect_timeout() -> Iterator[None]:
-    """Give up on a server that does not answer: torch.hub itself would wait for ever."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(CONNECT_TIMEOUT)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 @torch.inference_mode()

@@ -75,7 +75,7 @@ def train(path: str, backbone: type | str) -> list[dict[str, torch.Tensor]]:
     for step in range(STEPS):
         torch.manual_seed(step)
         inputs = demo_mm_inputs(
-            2, [(3, 128, 128), (3, 128, 112)], num_items=[2, 3], num_classes=4, with_mask=True, use_box_type=False
+            2, [(3, 96, 96), (3, 96, 80)], num_items=[2, 3], num_classes=4, with_mask=True, use_box_type=False
         )
         data = detector.data_preprocessor(inputs, True)
         total, losses = detector.parse_losses(detector(**data, mode="loss"))
