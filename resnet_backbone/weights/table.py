@@ -71,7 +71,8 @@ def _regnet(size: str, file: str, release: str) -> NamedWeights:
 
 
 _JHU = "Weight Standardization's authors (Johns Hopkins University)"
-_CADENE = "Torch7 ResNeXt (FAIR)"
+_ENCODING = "PyTorch-Encoding"
+_UNRECORDED = "OpenMMLab, which did not record the training"
 _DETECTRON = "Detectron (FAIR), Caffe2"
 
 NAMED: tuple[NamedWeights, ...] = (
@@ -149,17 +150,17 @@ NAMED: tuple[NamedWeights, ...] = (
         )
     ),
     _third_party(
-        "resnext50_32x4d", "resnext50-32x4d-0ab1a123.pth", "RETRAINED", "torchvision://resnext50_32x4d", _CADENE
+        "resnext50_32x4d", "resnext50-32x4d-0ab1a123.pth", "RETRAINED", "torchvision://resnext50_32x4d", _UNRECORDED
     ),
     _third_party(
         "resnext101_32x4d",
         "resnext101_32x4d-a5af3160.pth",
         "RETRAINED",
         "timm://resnext101_32x4d.gluon_in1k",
-        _CADENE,
+        _UNRECORDED,
     ),
     _third_party(
-        "resnext101_64x4d", "resnext101_64x4d-ee2c6f71.pth", "RETRAINED", "torchvision://resnext101_64x4d", _CADENE
+        "resnext101_64x4d", "resnext101_64x4d-ee2c6f71.pth", "RETRAINED", "torchvision://resnext101_64x4d", _UNRECORDED
     ),
     _regnet("400mf", "regnetx_400mf-a5b10d96.pth", "160905967"),
     _regnet("800mf", "regnetx_800mf-1f4be4c7.pth", "160906036"),
@@ -191,14 +192,9 @@ NAMED: tuple[NamedWeights, ...] = (
         "https://shanghuagao.oss-cn-beijing.aliyuncs.com/res2net/res2net101_v1b_26w_4s-0812c246.pth",
         "Res2Net's authors, who call this network v1b",
     ),
-    *(
-        _third_party(f"resnet{depth}_v1c", f"resnet{depth}_v1c-{digest}.pth", "RETRAINED", source, "PyTorch-Encoding")
-        for depth, digest, source in (
-            (18, "b5776b93", "timm://resnet18d.ra2_in1k"),
-            (50, "2cccc1ad", "timm://resnet50c.gluon_in1k"),
-            (101, "e67eebb6", "timm://resnet101c.gluon_in1k"),
-        )
-    ),
+    _third_party("resnet18_v1c", "resnet18_v1c-b5776b93.pth", "NONE", "timm://resnet18d.ra2_in1k", _ENCODING),
+    _third_party("resnet50_v1c", "resnet50_v1c-2cccc1ad.pth", "RETRAINED", "timm://resnet50c.gluon_in1k", _ENCODING),
+    _third_party("resnet101_v1c", "resnet101_v1c-e67eebb6.pth", "RETRAINED", "timm://resnet101c.gluon_in1k", _ENCODING),
     *(
         NamedWeights(
             file,
