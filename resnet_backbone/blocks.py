@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from .arguments import check_dcn, check_plugins, check_style
 from .builders import build_conv_layer, build_norm_layer, build_plugin_layer
 from .errors import ArgumentError, ArgumentTypeError, check_channels
+from .layers.plugins import check_output, try_out
 
 __all__ = ["BasicBlock", "Bottleneck"]
 
@@ -55,7 +56,7 @@ class _ResidualBlock(BaseModule):
         check_channels("inplanes", inplanes)
         check_channels("planes", planes)
         check_style(style)
-        check_dcn(dcn, conv_cfg)
+        check_dcn(dcn, conv_cfg, channels=planes)
         check_plugins(plugins, self.plugin_positions)
         self.inplanes = inplanes
         self.planes = planes
@@ -101,7 +102,8 @@ class _ResidualBlock(BaseModule):
             The names under which they were added, in the order given.
 
         Raises:
-            ArgumentError: ``plugins`` is no list, or two plugins have one name.
+            ArgumentError: ``plugins`` is no list, two plugins have one name, or one does not return as many channels
+                as it receives.
         """
         if not isinstance(plugins, list):
             raise ArgumentTypeError(f"plugins must be a list of plugin configs, got {plugins!r}")
@@ -114,6 +116,7 @@ class _ResidualBlock(BaseModule):
                     f"plugins has two plugins named {name!r} in one block: give each a postfix to tell them apart, "
                     f"such as dict(type={cfg['type']!r}, postfix='2', ...)"
                 )
+            try_out(layer, f"{name} (type={cfg['type']!r})", in_channels)
             self.add_module(name, layer)
             names.append(name)
         return names
@@ -126,7 +129,9 @@ class _ResidualBlock(BaseModule):
             plugin_names: The names that ``make_block_plugins`` returned.
         """
         for name in plugin_names:
-            x = getattr(self, name)(x)
+            out = getattr(self, name)(x)
+            check_output(out, name, x.shape[1])
+            x = out
         return x
 
     @property
