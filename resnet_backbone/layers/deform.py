@@ -98,7 +98,7 @@ class _DeformConvPack(nn.Module):
         """
         from torchvision.ops import deform_conv2d
 
-        dtype = torch.promote_types(offset.dtype, torch.float32)
+        dtype = torch.float64 if offset.dtype == torch.float64 else torch.float32
         out: Tensor = deform_conv2d(
             x.to(dtype),
             offset.to(dtype),
