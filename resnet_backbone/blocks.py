@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from .arguments import check_dcn, check_plugins, check_style
 from .builders import build_conv_layer, build_norm_layer, build_plugin_layer
 from .errors import ArgumentError, ArgumentTypeError, check_channels
+from .layers.deform import rename_old_offsets
 from .layers.plugins import check_output, try_out
 
 __all__ = ["BasicBlock", "Bottleneck"]
@@ -133,6 +134,12 @@ class _ResidualBlock(BaseModule):
             check_output(out, name, x.shape[1])
             x = out
         return x
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name, layer in self.named_children():
+            if hasattr(layer, "conv_offset"):
+                rename_old_offsets(state_dict, prefix + name)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @property
     def norm1(self) -> nn.Module:

@@ -18,7 +18,7 @@ from torch.nn.modules.utils import _pair
 
 from ..errors import ArgumentError, check_channels
 
-__all__ = ["DeformConv2dPack", "ModulatedDeformConv2dPack"]
+__all__ = ["DeformConv2dPack", "ModulatedDeformConv2dPack", "rename_old_offsets"]
 
 Size = int | tuple[int, int]
 
@@ -28,7 +28,7 @@ Size = int | tuple[int, int]
 class _DeformConvPack(nn.Module):
     """What both versions share: the weight, the convolution that makes the offsets, the call of the operator."""
 
-    # What checkpoints say of the layer: those before version 2 spell ``conv2.conv_offset`` as ``conv2_offset``.
+    # Written into checkpoints, as mmcv does: those before version 2 have other names, see ``rename_old_offsets``.
     _version = 2
 
     channels_per_point: ClassVar[int]
@@ -111,16 +111,6 @@ class _DeformConvPack(nn.Module):
         )
         # Under autocast conv_offset returns what an ordinary convolution in this one's place would.
         return out.to(offset.dtype)
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> None:
-        if (local_metadata.get("version") or 1) < 2:
-            for name in ("weight", "bias"):
-                key, old_key = f"{prefix}conv_offset.{name}", f"{prefix[:-1]}_offset.{name}"
-                if key not in state_dict and old_key in state_dict:
-                    state_dict[key] = state_dict.pop(old_key)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args, **kwargs)
 
     def extra_repr(self) -> str:
         """The arguments, for ``repr``."""
@@ -263,6 +253,23 @@ class ModulatedDeformConv2dPack(_DeformConvPack):
         offset, mask = self.conv_offset(x).split([2 * points, points], dim=1)
         # A copy of its own: the backward pass would otherwise keep the weights' third as well.
         return self._sample_and_convolve(x, offset.contiguous(), torch.sigmoid(mask))
+
+
+def rename_old_offsets(state_dict: dict[str, Any], conv: str) -> None:
+    """Turn a checkpoint's old names of a deformable convolution's offsets into today's, in place.
+
+    mmcv renames in the layer itself, which since torch 1.13 is handed the keys below its own name alone: the old ones
+    are not among them, and the offsets stay zero. Therefore a block does it for its layers, mmcv's included.
+
+    Args:
+        state_dict: The keys of the block that has the convolution, or more.
+        conv: Full name of the convolution: ``'layer2.0.conv2'`` turns ``layer2.0.conv2_offset.weight`` into
+            ``layer2.0.conv2.conv_offset.weight``.
+    """
+    for name in ("weight", "bias"):
+        key, old_key = f"{conv}.conv_offset.{name}", f"{conv}_offset.{name}"
+        if key not in state_dict and old_key in state_dict:
+            state_dict[key] = state_dict.pop(old_key)
 
 
 def _require_torchvision() -> None:

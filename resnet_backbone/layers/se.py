@@ -60,7 +60,7 @@ class SELayer(BaseModule):
             raise ArgumentError(
                 f"ratio of SELayer must be a number above 0 and at most the number of channels ({width}), got {ratio!r}"
             )
-        act_cfgs = (act_cfg, act_cfg) if isinstance(act_cfg, Mapping) else tuple(act_cfg)
+        act_cfgs = tuple(act_cfg) if isinstance(act_cfg, (list, tuple)) else (act_cfg, act_cfg)
         if len(act_cfgs) != 2 or not all(isinstance(cfg, Mapping) for cfg in act_cfgs):
             raise ArgumentError(f"act_cfg of SELayer must be one activation config or two, got {act_cfg!r}")
 
