@@ -174,6 +174,17 @@ class _ResidualBlock(BaseModule):
         """
         return x.requires_grad or not any(isinstance(m, _BatchNorm) and m.training for m in self.modules())
 
+    def _add_shortcut(self, out: Tensor, x: Tensor) -> Tensor:
+        """Add the shortcut to the residual branch, in place where ``out`` is a norm layer's, which nobody needs again.
+
+        A plugin's output may be what its own backward pass needs, as a ReLU's is.
+        """
+        shortcut: Tensor = x if self.downsample is None else self.downsample(x)
+        if self.with_plugins and getattr(self, f"{self.plugin_positions[-1]}_plugin_names"):
+            return out + shortcut
+        out += shortcut
+        return out
+
     @abstractmethod
     def _residual_and_shortcut(self, x: Tensor) -> Tensor:
         """The sum that the last ReLU receives: all that a checkpoint drops and computes again."""
@@ -243,8 +254,7 @@ class BasicBlock(_ResidualBlock):
         if self.with_plugins:
             out = self.forward_plugin(out, self.after_conv2_plugin_names)
 
-        out += x if self.downsample is None else self.downsample(x)
-        return out
+        return self._add_shortcut(out, x)
 
 
 class Bottleneck(_ResidualBlock):
@@ -339,5 +349,4 @@ class Bottleneck(_ResidualBlock):
         if self.with_plugins:
             out = self.forward_plugin(out, self.after_conv3_plugin_names)
 
-        out += x if self.downsample is None else self.downsample(x)
-        return out
+        return self._add_shortcut(out, x)
