@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
-from .errors import ArgumentError, ArgumentTypeError, is_int
+from .builders import check_dcn_type
+from .errors import ArgumentError, ArgumentTypeError, check_channels, is_int
 
 __all__ = [
     "check_dcn",
@@ -19,6 +20,8 @@ __all__ = [
 ]
 
 STYLES = ("pytorch", "caffe")
+# What a deformable convolution takes over from the convolution that it replaces.
+GIVEN_BY_BLOCK = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "bias")
 
 
 def check_style(style: Any) -> None:
@@ -73,8 +76,14 @@ def check_stage_mask(name: str, mask: Any, num_stages: int) -> None:
         raise ArgumentError(f"{name} must have one True or False per stage (num_stages={num_stages}), got {mask!r}")
 
 
-def check_dcn(dcn: Any, conv_cfg: Any) -> None:
-    """Refuse a ``dcn`` that is no config, or that contradicts ``conv_cfg``."""
+def check_dcn(dcn: Any, conv_cfg: Any, channels: int | None = None) -> None:
+    """Refuse a ``dcn`` that is no config of a deformable convolution, or that contradicts ``conv_cfg``.
+
+    Args:
+        dcn: ``None``, or ``dict(type='DCNv2', deform_groups=1, fallback_on_stride=False)``.
+        conv_cfg: Config of the ordinary convolutions.
+        channels: Number of channels of the convolution that ``dcn`` replaces, where it is known.
+    """
     if dcn is None:
         return
     if not isinstance(dcn, Mapping):
@@ -84,6 +93,22 @@ def check_dcn(dcn: Any, conv_cfg: Any) -> None:
             f"conv_cfg must be None where dcn is given, because dcn takes the 3x3 convolution's place: "
             f"got conv_cfg={conv_cfg!r} and dcn={dcn!r}"
         )
+    check_dcn_type(cast("dict[str, Any]", dcn))
+    given_by_block = [name for name in GIVEN_BY_BLOCK if name in dcn]
+    if given_by_block:
+        raise ArgumentTypeError(f"dcn must not have {given_by_block[0]!r}, which the block decides, got {dcn!r}")
+    if not isinstance(dcn.get("fallback_on_stride", False), bool):
+        raise ArgumentTypeError(f"dcn's fallback_on_stride must be True or False, got {dcn['fallback_on_stride']!r}")
+    names = [name for name in ("groups", "deform_groups", "deformable_groups") if name in dcn]
+    if {"deform_groups", "deformable_groups"} <= dcn.keys():
+        raise ArgumentError(f"dcn must have one of deform_groups and deformable_groups, its old name, got {dcn!r}")
+    for name in names:
+        check_channels(f"dcn's {name}", dcn[name])
+        if channels is not None and channels % dcn[name]:
+            raise ArgumentError(
+                f"dcn's {name} must divide the channels of the convolution that it replaces ({channels}), "
+                f"got {dcn[name]!r}"
+            )
 
 
 def check_plugins(plugins: Any, positions: Sequence[str], num_stages: int | None = None) -> None:

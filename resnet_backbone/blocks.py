@@ -14,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from .arguments import check_dcn, check_plugins, check_style
 from .builders import build_conv_layer, build_norm_layer, build_plugin_layer
 from .errors import ArgumentError, ArgumentTypeError, check_channels
+from .layers.deform import rename_old_offsets
+from .layers.plugins import check_output, try_out
 
 __all__ = ["BasicBlock", "Bottleneck"]
 
@@ -55,7 +57,7 @@ class _ResidualBlock(BaseModule):
         check_channels("inplanes", inplanes)
         check_channels("planes", planes)
         check_style(style)
-        check_dcn(dcn, conv_cfg)
+        check_dcn(dcn, conv_cfg, channels=planes)
         check_plugins(plugins, self.plugin_positions)
         self.inplanes = inplanes
         self.planes = planes
@@ -101,7 +103,8 @@ class _ResidualBlock(BaseModule):
             The names under which they were added, in the order given.
 
         Raises:
-            ArgumentError: ``plugins`` is no list, or two plugins have one name.
+            ArgumentError: ``plugins`` is no list, two plugins have one name, or one does not return as many channels
+                as it receives.
         """
         if not isinstance(plugins, list):
             raise ArgumentTypeError(f"plugins must be a list of plugin configs, got {plugins!r}")
@@ -114,6 +117,7 @@ class _ResidualBlock(BaseModule):
                     f"plugins has two plugins named {name!r} in one block: give each a postfix to tell them apart, "
                     f"such as dict(type={cfg['type']!r}, postfix='2', ...)"
                 )
+            try_out(layer, f"{name} (type={cfg['type']!r})", in_channels)
             self.add_module(name, layer)
             names.append(name)
         return names
@@ -126,8 +130,16 @@ class _ResidualBlock(BaseModule):
             plugin_names: The names that ``make_block_plugins`` returned.
         """
         for name in plugin_names:
-            x = getattr(self, name)(x)
+            out = getattr(self, name)(x)
+            check_output(out, name, x.shape[1])
+            x = out
         return x
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name, layer in self.named_children():
+            if hasattr(layer, "conv_offset"):
+                rename_old_offsets(state_dict, prefix + name)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @property
     def norm1(self) -> nn.Module:
@@ -163,6 +175,17 @@ class _ResidualBlock(BaseModule):
         where the input requires grad; where it does not, as in the first block after a frozen stage, it updates once.
         """
         return x.requires_grad or not any(isinstance(m, _BatchNorm) and m.training for m in self.modules())
+
+    def _add_shortcut(self, out: Tensor, x: Tensor) -> Tensor:
+        """Add the shortcut to the residual branch, in place where ``out`` is a norm layer's, which nobody needs again.
+
+        A plugin's output may be what its own backward pass needs, as a ReLU's is.
+        """
+        shortcut: Tensor = x if self.downsample is None else self.downsample(x)
+        if self.with_plugins and getattr(self, f"{self.plugin_positions[-1]}_plugin_names"):
+            return out + shortcut
+        out += shortcut
+        return out
 
     @abstractmethod
     def _residual_and_shortcut(self, x: Tensor) -> Tensor:
@@ -233,8 +256,7 @@ class BasicBlock(_ResidualBlock):
         if self.with_plugins:
             out = self.forward_plugin(out, self.after_conv2_plugin_names)
 
-        out += x if self.downsample is None else self.downsample(x)
-        return out
+        return self._add_shortcut(out, x)
 
 
 class Bottleneck(_ResidualBlock):
@@ -329,5 +351,4 @@ class Bottleneck(_ResidualBlock):
         if self.with_plugins:
             out = self.forward_plugin(out, self.after_conv3_plugin_names)
 
-        out += x if self.downsample is None else self.downsample(x)
-        return out
+        return self._add_shortcut(out, x)

@@ -17,7 +17,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from .errors import ArgumentError, ArgumentTypeError, UnknownNameError, did_you_mean
 
-__all__ = ["build_conv_layer", "build_norm_layer", "build_plugin_layer"]
+__all__ = ["build_conv_layer", "build_norm_layer", "build_plugin_layer", "check_dcn_type"]
 
 LayerCfg = dict[str, Any]
 
@@ -39,9 +39,25 @@ def build_conv_layer(cfg: LayerCfg | None, *args: Any, **kwargs: Any) -> nn.Modu
         ArgumentTypeError: ``cfg`` is no dict.
         UnknownNameError: ``cfg`` has no ``type``, or one that is not registered.
     """
-    if cfg is not None:
-        _check_cfg("conv_cfg", cfg, _is_conv)
-    return mmcv.cnn.build_conv_layer(cfg, *args, **kwargs)
+    if cfg is None:
+        return mmcv.cnn.build_conv_layer(cfg, *args, **kwargs)
+    _check_cfg("conv_cfg", cfg, _is_conv)
+    try:
+        return mmcv.cnn.build_conv_layer(cfg, *args, **kwargs)
+    except TypeError as error:
+        raise ArgumentTypeError(f"no convolution can be built from {dict(cfg)!r}: {error}") from error
+
+
+def check_dcn_type(dcn: LayerCfg) -> None:
+    """Refuse a deformable convolution's config whose type is missing or unknown.
+
+    Args:
+        dcn: ``dict(type='DCN')`` or ``dict(type='DCNv2')``, or another registered convolution's.
+
+    Raises:
+        UnknownNameError: ``dcn`` has no ``type``, or one that is not registered.
+    """
+    _check_cfg("dcn", dcn, _is_deform_conv)
 
 
 def build_norm_layer(cfg: LayerCfg, num_features: int, postfix: int | str = "") -> tuple[str, nn.Module]:
@@ -79,11 +95,23 @@ def build_plugin_layer(cfg: LayerCfg, postfix: int | str = "", **kwargs: Any) ->
         The name and the layer.
 
     Raises:
-        ArgumentTypeError: ``cfg`` is no dict.
+        ArgumentTypeError: ``cfg`` is no dict, or its type does not take the arguments given, or makes no
+            ``nn.Module``.
         UnknownNameError: ``cfg`` has no ``type``, or one that is not registered.
+        ArgumentError: The plugin refuses the value of an argument.
     """
-    _check_cfg("plugin cfg", cfg, _is_plugin)
-    return mmcv.cnn.build_plugin_layer(cfg, postfix=postfix, **kwargs)
+    plugin_type = _check_cfg("plugin cfg", cfg, _is_plugin)
+    if not (inspect.isclass(plugin_type) and issubclass(plugin_type, nn.Module)):
+        raise ArgumentTypeError(f"a plugin must be a subclass of nn.Module, got {plugin_type!r} for {dict(cfg)!r}")
+    try:
+        return mmcv.cnn.build_plugin_layer(cfg, postfix=postfix, **kwargs)
+    except (TypeError, ValueError, AssertionError) as error:
+        given = ", ".join(f"{name}={value!r}" for name, value in kwargs.items())
+        kind = ArgumentTypeError if isinstance(error, TypeError) else ArgumentError
+        raise kind(
+            f"no plugin can be built from {dict(cfg)!r} with {given}, which the block supplies: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _check_cfg(argument: str, cfg: Any, belongs: Callable[[type], bool]) -> Any:
@@ -101,6 +129,11 @@ def _check_cfg(argument: str, cfg: Any, belongs: Callable[[type], bool]) -> Any:
     layer_type = cfg["type"]
     if inspect.isclass(layer_type):
         return layer_type
+    if argument == "dcn" or _names_deform_conv(layer_type):
+        # Imported here: layers are built with this module.
+        from .layers.dcn_types import register_deform_convs
+
+        register_deform_convs()
     # The same look-up that mmcv makes: the default scope's registry first, then its parents.
     with MODELS.switch_scope_and_registry(None) as registry:
         found = _look_up(registry, layer_type)
@@ -111,6 +144,11 @@ def _check_cfg(argument: str, cfg: Any, belongs: Callable[[type], bool]) -> Any:
                 f"{did_you_mean(str(layer_type), known)} Known types: {', '.join(known)}"
             )
     return found
+
+
+def _names_deform_conv(name: Any) -> bool:
+    """Whether a type, with or without a scope before it, is one that compiled mmcv registers when it is imported."""
+    return isinstance(name, str) and name.rpartition(".")[2] in ("DCN", "DCNv2")
 
 
 def _look_up(registry: Registry, name: Any) -> Any:
@@ -132,6 +170,10 @@ def _known_names(registry: Registry | None, belongs: Callable[[type], bool]) -> 
 def _is_conv(layer_type: type) -> bool:
     name = layer_type.__name__
     return issubclass(layer_type, nn.Module) and "Conv" in name and not name.startswith("ConvTranspose")
+
+
+def _is_deform_conv(layer_type: type) -> bool:
+    return issubclass(layer_type, nn.Module) and "DeformConv" in layer_type.__name__
 
 
 def _is_norm(layer_type: type) -> bool:

@@ -22,7 +22,8 @@ from mmengine.registry import Registry
 from torch import nn
 
 from .blocks import BasicBlock, Bottleneck
-from .layers import ResLayer
+from .layers import ResLayer, SELayer
+from .layers.dcn_types import OWN_TYPES, has_compiled_mmcv, register_deform_convs
 from .resnet import ResNet, ResNetV1c, ResNetV1d
 
 __all__ = ["BACKBONES", "MODELS", "build_backbone"]
@@ -107,6 +108,17 @@ def log(message: str) -> None:
 MODELS = Registry("model", parent=ROOT, scope="resnet_backbone", locations=[__name__])
 for _cls in (*OVERRIDES, *ADDITIONS):
     MODELS.register_module(module=_cls)
+
+MODELS.register_module(module=SELayer)
+for _name, _layer in OWN_TYPES.items():
+    MODELS.register_module(name=_name, module=_layer)
+
+# Layers are found from any scope in mmengine's root, where mmcv's are. mmcv's own deformable convolutions come in when
+# the first is built, since importing its operators takes a while.
+if "SELayer" not in ROOT.module_dict:
+    ROOT.register_module(module=SELayer)
+if not has_compiled_mmcv():
+    register_deform_convs()
 
 BACKBONES: Registry = mmdet_registry()
 MMDET_LOCATIONS = enter(BACKBONES)

@@ -1,5 +1,6 @@
 """What stages are made of."""
 
 from .res_layer import ResLayer
+from .se import SELayer
 
-__all__ = ["ResLayer"]
+__all__ = ["ResLayer", "SELayer"]

@@ -1,0 +1,41 @@
+"""Which classes the types 'DCN' and 'DCNv2' stand for here: compiled mmcv's, or ours."""
+
+from __future__ import annotations
+
+import logging
+from importlib import import_module
+from importlib.util import find_spec
+
+from mmengine.logging import print_log
+from mmengine.registry import MODELS as ROOT
+from torch import nn
+
+from .deform import DeformConv2dPack, ModulatedDeformConv2dPack
+
+__all__ = ["OWN_TYPES", "has_compiled_mmcv", "register_deform_convs"]
+
+OWN_TYPES: dict[str, type[nn.Module]] = {"DCN": DeformConv2dPack, "DCNv2": ModulatedDeformConv2dPack}
+
+
+def has_compiled_mmcv() -> bool:
+    """Whether mmcv was installed with its compiled operators; nothing is imported to find out."""
+    return find_spec("mmcv._ext") is not None
+
+
+def register_deform_convs() -> None:
+    """See to it that the types 'DCN' and 'DCNv2' exist: mmcv's own, or ours where mmcv's cannot be imported."""
+    if ROOT.module_dict.keys() >= OWN_TYPES.keys():
+        return
+    if has_compiled_mmcv():
+        try:
+            import_module("mmcv.ops")
+        except Exception as error:  # noqa: BLE001 - a binary built for another torch fails in its own ways
+            print_log(
+                f"resnet_backbone: mmcv.ops cannot be imported ({type(error).__name__}: {error}): "
+                "'DCN' and 'DCNv2' run on torchvision's operator",
+                logger="current",
+                level=logging.WARNING,
+            )
+    for name, cls in OWN_TYPES.items():
+        if name not in ROOT.module_dict:
+            ROOT.register_module(name=name, module=cls)

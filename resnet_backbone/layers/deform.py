@@ -1,0 +1,299 @@
+"""Deformable convolution on torchvision's operator: mmcv's 'DCN' and 'DCNv2' for those who did not compile mmcv.
+
+Both compute their own sampling offsets from their input, so that they stand wherever an ordinary convolution can.
+Arguments, state-dict keys, initialisation and the reading of old checkpoints are those of ``mmcv.ops``, and so are the
+outputs, to the last bit on a CPU: a checkpoint goes both ways.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from importlib import import_module
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.utils import _pair
+
+from ..errors import ArgumentError, check_channels
+
+__all__ = ["DeformConv2dPack", "ModulatedDeformConv2dPack", "rename_old_offsets"]
+
+Size = int | tuple[int, int]
+
+
+# Not an nn.Conv2d: mmengine's Kaiming initialisation knows layers by the names of their class and its bases, and
+# must draw nothing for this weight.
+class _DeformConvPack(nn.Module):
+    """What both versions share: the weight, the convolution that makes the offsets, the call of the operator."""
+
+    # Written into checkpoints, as mmcv does: those before version 2 have other names, see ``rename_old_offsets``.
+    _version = 2
+
+    channels_per_point: ClassVar[int]
+    """How many numbers ``conv_offset`` makes for each sampling point."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size,
+        padding: Size,
+        dilation: Size,
+        groups: int,
+        deform_groups: int,
+        bias: bool,
+        deformable_groups: int | None,
+    ) -> None:
+        super().__init__()
+        _require_torchvision()
+        if deformable_groups is not None:
+            deform_groups = _renamed_deform_groups(deform_groups, deformable_groups)
+        check_channels("in_channels", in_channels)
+        check_channels("out_channels", out_channels)
+        _check_divides("groups", groups, in_channels=in_channels, out_channels=out_channels)
+        _check_divides("deform_groups", deform_groups, in_channels=in_channels)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size: tuple[int, int] = _pair(kernel_size)
+        self.stride: tuple[int, int] = _pair(stride)
+        self.padding: tuple[int, int] = _pair(padding)
+        self.dilation: tuple[int, int] = _pair(dilation)
+        self.groups = groups
+        self.deform_groups = deform_groups
+        # What code that handles any convolution (mmcv's ConvModule, parameter counters) reads from an nn.Conv2d.
+        self.transposed = False
+        self.output_padding = (0,)
+
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.reset_parameters()
+        self.conv_offset = nn.Conv2d(
+            in_channels,
+            deform_groups * self.channels_per_point * math.prod(self.kernel_size),
+            kernel_size=self.kernel_size,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+        )
+        self.init_weights()
+
+    def reset_parameters(self) -> None:
+        """Draw the weight; the bias, where there is one, starts at zero."""
+        raise NotImplementedError
+
+    def init_weights(self) -> None:
+        """Start as an ordinary convolution: all offsets zero (Dai et al., 2017, section 2.3)."""
+        nn.init.zeros_(self.conv_offset.weight)
+        if self.conv_offset.bias is not None:
+            nn.init.zeros_(self.conv_offset.bias)
+
+    def _sample_and_convolve(self, x: Tensor, offset: Tensor, mask: Tensor | None) -> Tensor:
+        """Call the operator, in single precision at least.
+
+        It adds offsets to pixel positions in the precision of its input, and half precision cannot tell neighbouring
+        pixels apart beyond 256 (bfloat16) or 2048 (float16). On a CPU it knows neither.
+        """
+        from torchvision.ops import deform_conv2d
+
+        dtype = torch.float64 if offset.dtype == torch.float64 else torch.float32
+        out: Tensor = deform_conv2d(
+            x.to(dtype),
+            offset.to(dtype),
+            self.weight.to(dtype),
+            None if self.bias is None else self.bias.to(dtype),
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            mask=None if mask is None else mask.to(dtype),
+        )
+        # Under autocast conv_offset returns what an ordinary convolution in this one's place would.
+        return out.to(offset.dtype)
+
+    def extra_repr(self) -> str:
+        """The arguments, for ``repr``."""
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}, "
+            f"deform_groups={self.deform_groups}, bias={self.bias is not None}"
+        )
+
+
+class DeformConv2dPack(_DeformConvPack):
+    """Deformable convolution (Dai et al., 2017, https://arxiv.org/abs/1703.06211, section 2.1): mmcv's 'DCN'.
+
+    Args:
+        in_channels: Number of input channels.
+        out_channels: Number of output channels.
+        kernel_size: Size of the kernel.
+        stride: Stride.
+        padding: Zeros added on each side.
+        dilation: Distance between the kernel's points.
+        groups: Number of groups of the convolution.
+        deform_groups: Number of groups of input channels, each with offsets of its own.
+        bias: Always false.
+        im2col_step: Accepted for mmcv's sake; torchvision's operator chooses how many images it unfolds at a time, so
+            that any batch size will do.
+        deformable_groups: The old name of ``deform_groups``.
+
+    Raises:
+        ArgumentError: ``bias`` is true, or a number of groups does not divide the channels.
+        ImportError: torchvision is missing.
+    """
+
+    channels_per_point = 2
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        deform_groups: int = 1,
+        bias: bool = False,
+        im2col_step: int = 32,
+        *,
+        deformable_groups: int | None = None,
+    ) -> None:
+        if bias:
+            raise ArgumentError(f"bias must be False for a convolution of type 'DCN', got {bias!r}: 'DCNv2' has one")
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, deform_groups, False,
+            deformable_groups,
+        )  # fmt: skip
+        self.im2col_step = im2col_step
+
+    def reset_parameters(self) -> None:
+        """Draw the weight from He et al.'s uniform distribution."""
+        nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Sample the input where ``conv_offset`` says, and convolve.
+
+        Args:
+            x: Features of shape ``(N, in_channels, H, W)``.
+
+        Returns:
+            Features of the shape that an ordinary convolution would return.
+        """
+        return self._sample_and_convolve(x, self.conv_offset(x), mask=None)
+
+
+class ModulatedDeformConv2dPack(_DeformConvPack):
+    """Deformable convolution that also weights its samples: mmcv's 'DCNv2'.
+
+    Zhu et al., 2018, https://arxiv.org/abs/1811.11168, section 3.2.
+
+    Args:
+        in_channels: Number of input channels.
+        out_channels: Number of output channels.
+        kernel_size: Size of the kernel.
+        stride: Stride.
+        padding: Zeros added on each side.
+        dilation: Distance between the kernel's points.
+        groups: Number of groups of the convolution.
+        deform_groups: Number of groups of input channels, each with offsets and weights of its own.
+        bias: Whether to add a bias to the output.
+        deformable_groups: The old name of ``deform_groups``.
+
+    Raises:
+        ArgumentError: A number of groups does not divide the channels.
+        ImportError: torchvision is missing.
+    """
+
+    channels_per_point = 3
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        deform_groups: int = 1,
+        bias: bool = True,
+        *,
+        deformable_groups: int | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, deform_groups, bool(bias),
+            deformable_groups,
+        )  # fmt: skip
+
+    def reset_parameters(self) -> None:
+        """Draw the weight uniformly, up to one over the square root of the points that an output is summed from."""
+        bound = 1 / math.sqrt(self.in_channels * math.prod(self.kernel_size))
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def init_weights(self) -> None:
+        """Draw the weight again, and start with all offsets zero and all samples weighted one half."""
+        self.reset_parameters()
+        super().init_weights()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Sample the input where ``conv_offset`` says, weight the samples, and convolve.
+
+        Args:
+            x: Features of shape ``(N, in_channels, H, W)``.
+
+        Returns:
+            Features of the shape that an ordinary convolution would return.
+        """
+        # Two thirds are (y, x) offsets in turn, as for 'DCN'; the last third are the weights.
+        points = self.deform_groups * math.prod(self.kernel_size)
+        offset, mask = self.conv_offset(x).split([2 * points, points], dim=1)
+        # A copy of its own: the backward pass would otherwise keep the weights' third as well.
+        return self._sample_and_convolve(x, offset.contiguous(), torch.sigmoid(mask))
+
+
+def rename_old_offsets(state_dict: dict[str, Any], conv: str) -> None:
+    """Turn a checkpoint's old names of a deformable convolution's offsets into today's, in place.
+
+    mmcv renames in the layer itself, which since torch 1.13 is handed the keys below its own name alone: the old ones
+    are not among them, and the offsets stay zero. Therefore a block does it for its layers, mmcv's included.
+
+    Args:
+        state_dict: The keys of the block that has the convolution, or more.
+        conv: Full name of the convolution: ``'layer2.0.conv2'`` turns ``layer2.0.conv2_offset.weight`` into
+            ``layer2.0.conv2.conv_offset.weight``.
+    """
+    for name in ("weight", "bias"):
+        key, old_key = f"{conv}.conv_offset.{name}", f"{conv}_offset.{name}"
+        if key not in state_dict and old_key in state_dict:
+            state_dict[key] = state_dict.pop(old_key)
+
+
+def _require_torchvision() -> None:
+    try:
+        import_module("torchvision.ops")
+    except ImportError as error:
+        raise ImportError(
+            "dcn needs torchvision where mmcv is not compiled, and it could not be imported "
+            f"({error}): pip install torchvision, in the version that belongs to torch {torch.__version__}"
+        ) from error
+
+
+def _renamed_deform_groups(deform_groups: int, deformable_groups: int) -> int:
+    if deform_groups != 1:
+        raise ArgumentError(
+            f"deform_groups={deform_groups!r} and deformable_groups={deformable_groups!r} are two names of one "
+            "argument: give deform_groups alone"
+        )
+    warnings.warn("deformable_groups is deprecated: write deform_groups", DeprecationWarning, stacklevel=4)
+    return deformable_groups
+
+
+def _check_divides(name: str, groups: Any, **channels: int) -> None:
+    check_channels(name, groups)
+    for channels_name, count in channels.items():
+        if count % groups:
+            raise ArgumentError(f"{name} must divide {channels_name}={count}, got {groups!r}")

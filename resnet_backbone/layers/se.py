@@ -1,0 +1,81 @@
+"""Squeeze-and-excitation as a plugin, so that an SE-ResNet is a line in a config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, cast
+
+from mmcv.cnn import ConvModule
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from ..errors import ArgumentError, check_channels
+
+__all__ = ["SELayer"]
+
+Cfg = dict[str, Any]
+
+
+class SELayer(BaseModule):
+    """Weight each channel by what the whole image says of it (Hu et al., 2017, https://arxiv.org/abs/1709.01507).
+
+    SE-ResNet (figure 3 there) has one after the last norm layer of each block:
+    ``plugins=[dict(cfg=dict(type='SELayer', ratio=16), position='after_conv3')]``; ``'after_conv2'`` for depths 18
+    and 34.
+
+    Args:
+        channels: Number of channels of the input and the output.
+        ratio: How many times narrower the layer between is; 16 in the paper.
+        conv_cfg: Config of the two 1x1 convolutions; ``None`` means ``dict(type='Conv2d')``.
+        act_cfg: Configs of the two activations, or one for both.
+        init_cfg: mmengine's initialisation config.
+        in_channels: The name by which a block gives ``channels`` to its plugins.
+
+    Raises:
+        ArgumentError: Not one of ``channels`` and ``in_channels`` is given, or ``ratio`` or ``act_cfg`` has a value
+            that is not allowed.
+    """
+
+    _abbr_: ClassVar[str] = "se_layer"
+
+    def __init__(
+        self,
+        channels: int | None = None,
+        ratio: float = 16,
+        conv_cfg: Cfg | None = None,
+        act_cfg: Cfg | Sequence[Cfg] = (dict(type="ReLU"), dict(type="Sigmoid")),
+        init_cfg: Cfg | list[Cfg] | None = None,
+        *,
+        in_channels: int | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if (channels is None) == (in_channels is None):
+            raise ArgumentError(
+                f"SELayer needs one of channels and in_channels, which are two names of one argument: "
+                f"got channels={channels!r} and in_channels={in_channels!r}"
+            )
+        width = cast(int, in_channels if channels is None else channels)
+        check_channels("channels", width)
+        if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio <= width:
+            raise ArgumentError(
+                f"ratio of SELayer must be a number above 0 and at most the number of channels ({width}), got {ratio!r}"
+            )
+        act_cfgs = tuple(act_cfg) if isinstance(act_cfg, (list, tuple)) else (act_cfg, act_cfg)
+        if len(act_cfgs) != 2 or not all(isinstance(cfg, Mapping) for cfg in act_cfgs):
+            raise ArgumentError(f"act_cfg of SELayer must be one activation config or two, got {act_cfg!r}")
+
+        narrow = int(width / ratio)
+        self.global_avgpool = nn.AdaptiveAvgPool2d(1)
+        self.conv1 = ConvModule(width, narrow, kernel_size=1, conv_cfg=conv_cfg, act_cfg=act_cfgs[0])
+        self.conv2 = ConvModule(narrow, width, kernel_size=1, conv_cfg=conv_cfg, act_cfg=act_cfgs[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Weight the channels.
+
+        Args:
+            x: Features of shape ``(N, channels, H, W)``.
+
+        Returns:
+            Features of the same shape.
+        """
+        return cast(Tensor, x * self.conv2(self.conv1(self.global_avgpool(x))))

@@ -1,0 +1,69 @@
+import pytest
+import torch
+from mmengine.registry import MODELS
+
+from resnet_backbone import ResNet, build_plugin_layer
+from resnet_backbone.errors import ArgumentError
+from resnet_backbone.layers import SELayer
+
+
+def test_weights_channels_by_what_the_image_says():
+    torch.manual_seed(0)
+    layer, x = SELayer(16, ratio=4), torch.randn(2, 16, 5, 7)
+    squeezed = x.mean((2, 3))
+    hidden = (squeezed @ layer.conv1.conv.weight[:, :, 0, 0].T + layer.conv1.conv.bias).relu()
+    weights = (hidden @ layer.conv2.conv.weight[:, :, 0, 0].T + layer.conv2.conv.bias).sigmoid()
+    torch.testing.assert_close(layer(x), x * weights[:, :, None, None])
+
+
+def test_parameters_are_those_of_mmdet():
+    shapes = {name: tuple(value.shape) for name, value in SELayer(64).state_dict().items()}
+    assert shapes == {
+        "conv1.conv.weight": (4, 64, 1, 1),
+        "conv1.conv.bias": (4,),
+        "conv2.conv.weight": (64, 4, 1, 1),
+        "conv2.conv.bias": (64,),
+    }
+
+
+def test_registered_as_a_plugin():
+    assert MODELS.get("SELayer") is SELayer
+    name, layer = build_plugin_layer(dict(type="SELayer", ratio=2), postfix="_1", in_channels=8)
+    assert name == "se_layer_1"
+    assert layer.conv1.out_channels == 4
+
+
+@pytest.mark.parametrize(("depth", "position"), [(18, "after_conv2"), (50, "after_conv3")])
+def test_se_resnet_is_a_config_line(depth, position):
+    backbone = ResNet(
+        depth, base_channels=8, plugins=[dict(cfg=dict(type="SELayer", ratio=4), position=position)]
+    ).train()
+    backbone.init_weights()
+    for blocks in (backbone.layer1, backbone.layer4):
+        for block in blocks:
+            assert isinstance(block.se_layer, SELayer)
+            assert block.se_layer.conv2.out_channels == block.planes * block.expansion
+    sum(level.sum() for level in backbone(torch.randn(2, 3, 32, 32))).backward()
+
+
+def test_one_activation_config_serves_both():
+    layer = SELayer(8, ratio=2, act_cfg=dict(type="Sigmoid"), conv_cfg=dict(type="Conv2d"))
+    assert [type(conv.activate).__name__ for conv in (layer.conv1, layer.conv2)] == ["Sigmoid", "Sigmoid"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(), "needs one of channels and in_channels"),
+        (dict(channels=8, in_channels=8), "needs one of channels and in_channels"),
+        (dict(channels=0), "channels must be an integer of at least 1, got 0"),
+        (dict(channels=8, ratio=16), r"ratio of SELayer .* \(8\), got 16"),
+        (dict(channels=8, ratio=0), "got 0"),
+        (dict(channels=8, ratio="4"), "got '4'"),
+        (dict(channels=8, ratio=2, act_cfg=(dict(type="ReLU"),)), "act_cfg of SELayer"),
+        (dict(channels=8, ratio=2, act_cfg=7), "act_cfg of SELayer"),
+    ],
+)
+def test_refuses(arguments, message):
+    with pytest.raises(ArgumentError, match=message):
+        SELayer(**arguments)
