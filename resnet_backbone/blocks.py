@@ -14,21 +14,24 @@ from torch.utils.checkpoint import checkpoint
 from .arguments import check_dcn, check_plugins, check_style
 from .builders import build_conv_layer, build_norm_layer, build_plugin_layer
 from .errors import ArgumentError, ArgumentTypeError, check_channels
+from .layers.conv_norm import conv_norm, conv_norm_sequence
 from .layers.deform import rename_old_offsets
 from .layers.plugins import check_output, try_out
 
-__all__ = ["BasicBlock", "Bottleneck"]
+__all__ = ["BasicBlock", "Bottleneck", "ResidualBlock"]
 
 Cfg = dict[str, Any]
 
 
-class _ResidualBlock(BaseModule):
+class ResidualBlock(BaseModule):
     """What both blocks share: ``relu(residual(x) + shortcut(x))``, plugins, and checkpointing."""
 
     expansion: ClassVar[int]
     """Output channels of the block, as a multiple of ``planes``."""
     plugin_positions: ClassVar[tuple[str, ...]]
     """Where plugins can stand, in the order in which they run."""
+    fold_norm: bool = False
+    """Compute a convolution and its norm layer as one convolution where the norm layer is in eval mode."""
 
     norm1_name: str
     norm2_name: str
@@ -144,12 +147,12 @@ class _ResidualBlock(BaseModule):
     @property
     def norm1(self) -> nn.Module:
         """The norm layer after the first convolution."""
-        return self.get_submodule(self.norm1_name)
+        return cast(nn.Module, getattr(self, self.norm1_name))
 
     @property
     def norm2(self) -> nn.Module:
         """The norm layer after the second convolution."""
-        return self.get_submodule(self.norm2_name)
+        return cast(nn.Module, getattr(self, self.norm2_name))
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the block.
@@ -181,7 +184,7 @@ class _ResidualBlock(BaseModule):
 
         A plugin's output may be what its own backward pass needs, as a ReLU's is.
         """
-        shortcut: Tensor = x if self.downsample is None else self.downsample(x)
+        shortcut = x if self.downsample is None else conv_norm_sequence(self.downsample, x, self.fold_norm)
         if self.with_plugins and getattr(self, f"{self.plugin_positions[-1]}_plugin_names"):
             return out + shortcut
         out += shortcut
@@ -192,7 +195,7 @@ class _ResidualBlock(BaseModule):
         """The sum that the last ReLU receives: all that a checkpoint drops and computes again."""
 
 
-class BasicBlock(_ResidualBlock):
+class BasicBlock(ResidualBlock):
     """Two 3x3 convolutions around a shortcut: the block of ResNet-18 and ResNet-34.
 
     Args:
@@ -248,18 +251,18 @@ class BasicBlock(_ResidualBlock):
         self._add_plugins({"after_conv1": planes, "after_conv2": planes})
 
     def _residual_and_shortcut(self, x: Tensor) -> Tensor:
-        out: Tensor = self.relu(self.norm1(self.conv1(x)))
+        out: Tensor = self.relu(conv_norm(self.conv1, self.norm1, x, self.fold_norm))
         if self.with_plugins:
             out = self.forward_plugin(out, self.after_conv1_plugin_names)
 
-        out = self.norm2(self.conv2(out))
+        out = conv_norm(self.conv2, self.norm2, out, self.fold_norm)
         if self.with_plugins:
             out = self.forward_plugin(out, self.after_conv2_plugin_names)
 
         return self._add_shortcut(out, x)
 
 
-class Bottleneck(_ResidualBlock):
+class Bottleneck(ResidualBlock):
     """1x1, 3x3 and 1x1 convolutions around a shortcut: the block of ResNet-50, ResNet-101 and ResNet-152.
 
     The paper, and Caffe after it, strides in the first 1x1; torchvision and most of today's weights stride in the 3x3,
@@ -336,18 +339,18 @@ class Bottleneck(_ResidualBlock):
     @property
     def norm3(self) -> nn.Module:
         """The norm layer after the third convolution."""
-        return self.get_submodule(self.norm3_name)
+        return cast(nn.Module, getattr(self, self.norm3_name))
 
     def _residual_and_shortcut(self, x: Tensor) -> Tensor:
-        out: Tensor = self.relu(self.norm1(self.conv1(x)))
+        out: Tensor = self.relu(conv_norm(self.conv1, self.norm1, x, self.fold_norm))
         if self.with_plugins:
             out = self.forward_plugin(out, self.after_conv1_plugin_names)
 
-        out = self.relu(self.norm2(self.conv2(out)))
+        out = self.relu(conv_norm(self.conv2, self.norm2, out, self.fold_norm))
         if self.with_plugins:
             out = self.forward_plugin(out, self.after_conv2_plugin_names)
 
-        out = self.norm3(self.conv3(out))
+        out = conv_norm(self.conv3, self.norm3, out, self.fold_norm)
         if self.with_plugins:
             out = self.forward_plugin(out, self.after_conv3_plugin_names)
 

@@ -10,6 +10,15 @@ from resnet_backbone import ResNet
 # layout that inductor chooses, is wrong for fewer (torch.ops.aten.convolution_backward alone shows it).
 SMALL = dict(base_channels=8, num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(0, 1))
 
+TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
+CHECKPOINTED = pytest.param(
+    True,
+    marks=pytest.mark.skipif(
+        TORCH < (2, 2),
+        reason="torch 2.1's compiler refuses a checkpointed batch norm in train mode, which updates its statistics twice",
+    ),
+)
+
 
 @pytest.fixture(autouse=True)
 def _forget_graphs():
@@ -41,7 +50,7 @@ def test_basic_blocks_compile_without_graph_breaks(training, with_cp):
     compare("aot_eager", 18, training, with_cp)
 
 
-@pytest.mark.parametrize("with_cp", [False, True])
+@pytest.mark.parametrize("with_cp", [False, CHECKPOINTED])
 def test_bottlenecks_compile_without_graph_breaks(with_cp):
     compare("aot_eager", 50, True, with_cp, norm_eval=False, frozen_stages=1)
 
