@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-__all__ = ["conv_norm", "conv_norm_sequence", "fold", "forget_folded", "is_foldable"]
+__all__ = ["conv_norm", "conv_norm_sequence", "fold", "forget_folded", "is_foldable", "norm_as_affine"]
 
 # Subclasses compute something else (standardised or parametrised weights, sampling at offsets).
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -95,12 +95,21 @@ def fold(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
 
     Both have the dtype of ``conv.weight``, and are computed in single precision at least.
     """
+    scale, shift = norm_as_affine(norm, conv.bias)
+    return _scaled(conv.weight, scale), shift.to(conv.weight.dtype)
+
+
+def norm_as_affine(norm: Any, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return the ``scale`` and ``shift`` of each channel with which ``norm(y + bias) = y * scale + shift``.
+
+    Args:
+        norm: A batch norm, taken as in eval mode.
+        bias: What is added to its input, one number per channel.
+    """
     rstd = (_at_least_single(norm.running_var) + norm.eps).rsqrt()
     scale = rstd if norm.weight is None else norm.weight * rstd
-    shift = -_centre(norm.running_mean, conv.bias) * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias
-    return _scaled(conv.weight, scale), shift.to(conv.weight.dtype)
+    shift = -_centre(norm.running_mean, bias) * scale
+    return scale, shift if norm.bias is None else shift + norm.bias
 
 
 def forget_folded(module: nn.Module) -> None:
