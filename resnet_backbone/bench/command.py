@@ -74,6 +74,8 @@ def run_bench(arguments: argparse.Namespace) -> int:
         torch.set_num_threads(arguments.threads)
 
     console = Console()
+    if not console.is_terminal:
+        console.width = 110  # a file or a pipe has no width of its own
     if arguments.scaling:
         sides = [base.at(side, side, 1) for side in SIDES]
         batches = [base.at(SIDES[0], SIDES[0], batch) for batch in BATCHES]

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 __all__ = ["conv_norm", "conv_norm_sequence", "fold", "forget_folded", "is_foldable", "norm_as_affine"]
 
@@ -45,8 +46,7 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor, folded: bool) -> Tens
     if not any(weight.requires_grad for weight in weights):
         return _convolve(conv, x, *_folded_once(conv, norm))
     if not torch.is_grad_enabled() or _is_graph_wanted():
-        # The compiler computes the scaled weights again in the backward pass by itself.
-        return _convolve(conv, x, *fold(conv, norm))
+        return _convolve(conv, x, *fold(conv, norm, again=conv.training and bool(_is_compiling())))
     out = _FoldedConv.apply(
         x, conv.weight, conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var, conv, norm.eps
     )
@@ -90,13 +90,22 @@ def is_foldable(conv: nn.Module, norm: nn.Module) -> bool:
     )
 
 
-def fold(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
+def fold(conv: Any, norm: Any, again: bool = False) -> tuple[Tensor, Tensor]:
     """Return the weight and the bias of the one convolution that equals ``conv`` and then ``norm``, in eval mode.
 
     Both have the dtype of ``conv.weight``, and are computed in single precision at least.
+
+    Args:
+        conv: The convolution.
+        norm: The batch norm.
+        again: Tell a compiler to scale the weights again in the backward pass; by itself it keeps them for that.
     """
     scale, shift = norm_as_affine(norm, conv.bias)
-    return _scaled(conv.weight, scale), shift.to(conv.weight.dtype)
+    if again:
+        weight = checkpoint(_scaled, conv.weight, scale, use_reentrant=False)
+    else:
+        weight = _scaled(conv.weight, scale)
+    return weight, shift.to(conv.weight.dtype)
 
 
 def norm_as_affine(norm: Any, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
