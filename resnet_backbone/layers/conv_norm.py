@@ -101,10 +101,7 @@ def fold(conv: Any, norm: Any, again: bool = False) -> tuple[Tensor, Tensor]:
         again: Tell a compiler to scale the weights again in the backward pass; by itself it keeps them for that.
     """
     scale, shift = norm_as_affine(norm, conv.bias)
-    if again:
-        weight = checkpoint(_scaled, conv.weight, scale, use_reentrant=False)
-    else:
-        weight = _scaled(conv.weight, scale)
+    weight = checkpoint(_scaled, conv.weight, scale, use_reentrant=False) if again else _scaled(conv.weight, scale)
     return weight, shift.to(conv.weight.dtype)
 
 
