@@ -31,6 +31,7 @@ from .builders import build_conv_layer, build_norm_layer
 from .errors import ArgumentError, ArgumentTypeError, UnknownNameError, check_channels, did_you_mean
 from .layers import ResLayer
 from .layers.conv_norm import conv_norm, conv_norm_sequence, forget_folded
+from .layers.dimensions import check_dims, layout, max_pool, memory_format, spatial_dims_of
 
 __all__ = ["FeatureInfo", "ResNet", "ResNetV1c", "ResNetV1d"]
 
@@ -59,7 +60,7 @@ class ResNet(BaseModule):
 
     Args:
         depth: 18, 34, 50, 101 or 152.
-        in_channels: Number of channels of the input image.
+        in_channels: Number of channels of the input image, or of the signal: its leads.
         stem_channels: Number of channels that the stem returns; ``None`` means ``base_channels``.
         base_channels: ``planes`` of the first stage; each further stage doubles it.
         num_stages: Number of stages, 1 to 4.
@@ -71,8 +72,9 @@ class ResNet(BaseModule):
         avg_down: Let the shortcuts average before their 1x1 convolution instead of striding in it.
         frozen_stages: Keep the stem (0), and the stages up to this number (1 to ``num_stages``), from training: no
             gradients, norm layers in eval mode. -1 freezes nothing.
-        conv_cfg: Config of the convolutions; ``None`` means ``dict(type='Conv2d')``.
-        norm_cfg: Config of the norm layers.
+        conv_cfg: Config of the convolutions; ``None`` means ``dict(type='Conv2d')``. ``dict(type='Conv1d')`` makes a
+            ResNet for signals ``(N, C, L)``, ``dict(type='Conv3d')`` one for volumes ``(N, C, T, H, W)``.
+        norm_cfg: Config of the norm layers: ``BN1d`` for signals, ``BN3d`` for volumes.
         norm_eval: Keep every batch norm in eval mode while training: its running statistics stay as they are, its
             affine parameters train.
         dcn: Config of a deformable convolution for the 3x3 of the stages that ``stage_with_dcn`` names.
@@ -116,6 +118,8 @@ class ResNet(BaseModule):
 
     # A subclass may build itself without our __init__ (mmdet's RegNet does); forward then checks no channel count.
     in_channels: int | None = None
+    spatial_dims: int = 2
+    """Number of dimensions of the features, as ``conv_cfg`` decides: 1, 2 or 3."""
     fold_norm: bool = False
     channels_last: bool = False
 
@@ -175,6 +179,7 @@ class ResNet(BaseModule):
             check_stage_mask("stage_with_dcn", stage_with_dcn, num_stages)
         positions = getattr(self.block, "plugin_positions", Bottleneck.plugin_positions)
         check_plugins(plugins, positions, num_stages)
+        check_dims(conv_cfg, norm_cfg)
         if isinstance(with_cp, Sequence):
             check_stage_mask("with_cp", with_cp, num_stages)
 
@@ -191,6 +196,7 @@ class ResNet(BaseModule):
         self.avg_down = avg_down
         self.frozen_stages = frozen_stages
         self.conv_cfg = conv_cfg
+        self.spatial_dims = spatial_dims_of(conv_cfg)
         self.norm_cfg = norm_cfg
         self.norm_eval = norm_eval
         self.dcn = dcn
@@ -231,7 +237,7 @@ class ResNet(BaseModule):
         self._set_fold_norm(fold_norm)
         self.channels_last = channels_last
         if channels_last:
-            self.to(memory_format=torch.channels_last)
+            self.to(memory_format=memory_format(self.spatial_dims))
 
     def _set_fold_norm(self, fold_norm: bool) -> None:
         # Set afterwards: a subclass's blocks have constructors that do not know the argument.
@@ -256,7 +262,7 @@ class ResNet(BaseModule):
             self.init_cfg = _pretrained_init_cfg(pretrained)
         elif self.init_cfg is None:
             self.init_cfg = [
-                {"type": "Kaiming", "layer": "Conv2d"},
+                {"type": "Kaiming", "layer": f"Conv{self.spatial_dims}d"},
                 {"type": "Constant", "val": 1, "layer": ["_BatchNorm", "GroupNorm"]},
             ]
             # A subclass's own block starts its last norm layer at one, as in mmdet.
@@ -281,7 +287,7 @@ class ResNet(BaseModule):
             self.norm1_name, norm1 = build_norm_layer(self.norm_cfg, stem_channels, postfix=1)
             self.add_module(self.norm1_name, norm1)
             self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        self.maxpool = max_pool(self.spatial_dims, kernel_size=3, stride=2, padding=1)
 
     def _stem_conv3x3(self, in_channels: int, out_channels: int, stride: int) -> tuple[nn.Module, nn.Module, nn.Module]:
         conv = build_conv_layer(
@@ -362,7 +368,7 @@ class ResNet(BaseModule):
         """
         self._check_input(x)
         if self.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
+            x = x.contiguous(memory_format=memory_format(self.spatial_dims))
         if self.deep_stem:
             x = conv_norm_sequence(self.stem, x, self.fold_norm)
         else:
@@ -378,10 +384,9 @@ class ResNet(BaseModule):
 
     def _check_input(self, x: Tensor) -> None:
         channels = self.in_channels
-        if x.dim() != 4 or (channels is not None and x.shape[1] != channels):
-            raise ArgumentError(
-                f"x must have shape (N, {'C' if channels is None else channels}, H, W), got {tuple(x.shape)}"
-            )
+        if x.dim() != 2 + self.spatial_dims or (channels is not None and x.shape[1] != channels):
+            expected = layout(self.spatial_dims, "C" if channels is None else channels)
+            raise ArgumentError(f"x must have shape {expected}, got {tuple(x.shape)}")
         if not x.is_floating_point():
             raise ArgumentTypeError(f"x must be of a floating-point dtype, got {x.dtype}: normalise the image first")
 
@@ -433,7 +438,7 @@ class ResNet(BaseModule):
             self.to(memory_format=torch.contiguous_format)
         super().init_weights()  # type: ignore[no-untyped-call]
         if self.channels_last:
-            self.to(memory_format=torch.channels_last)
+            self.to(memory_format=memory_format(self.spatial_dims))
 
     def _dump_init_info(self) -> None:
         """Write mmengine's report on every parameter to log files; to the console at log level DEBUG only."""

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import torch
+from mmcv.cnn.bricks import wrappers
 from torch import Tensor, nn
 
 __all__ = ["conv_norm", "conv_norm_sequence", "fold", "forget_folded", "is_foldable"]
 
 # Subclasses compute something else (standardised or parametrised weights, sampling at offsets).
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# mmcv's own, which the types 'Conv' and 'Conv3d' stand for, differ from PyTorch's for empty inputs on torch 1.4 alone.
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, wrappers.Conv2d, wrappers.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
