@@ -155,12 +155,7 @@ class ResNet(BaseModule):
         super().__init__(init_cfg)
         if unknown:
             raise _unknown_argument(type(self), next(iter(unknown)))
-        if depth not in self.arch_settings:
-            raise UnknownNameError(
-                f"invalid depth {depth!r} for {type(self).__name__}: depth must be one of "
-                f"{', '.join(map(str, self.arch_settings))}"
-            )
-        self.block, stage_blocks = self.arch_settings[depth]
+        self.block, stage_blocks = self._architecture(depth)
         if stem_channels is None:
             stem_channels = base_channels
 
@@ -245,6 +240,15 @@ class ResNet(BaseModule):
         for module in self.modules():
             if isinstance(module, ResidualBlock):
                 module.fold_norm = fold_norm
+
+    def _architecture(self, depth: int) -> tuple[type[Any], tuple[int, ...]]:
+        """Return the class of the blocks, and how many each stage has."""
+        if depth not in self.arch_settings:
+            raise UnknownNameError(
+                f"invalid depth {depth!r} for {type(self).__name__}: depth must be one of "
+                f"{', '.join(map(str, self.arch_settings))}"
+            )
+        return self.arch_settings[depth]
 
     def _set_init_cfg(self, pretrained: str | None) -> Cfg | None:
         """Settle how the backbone is initialised; return the blocks' own initialisation config."""
@@ -504,7 +508,9 @@ def _pretrained_init_cfg(checkpoint: str) -> Cfg:
 
 
 def _channels_of(stage: nn.Module) -> int:
-    """Number of channels that a stage returns: those of its last block's last convolution."""
+    """Number of channels that a stage returns: what it says, or those of its last block's last convolution."""
+    if hasattr(stage, "out_channels"):
+        return cast(int, stage.out_channels)
     block = list(stage.children())[-1]
     last_conv = block.conv3 if hasattr(block, "conv3") else block.conv2
     return last_conv.out_channels  # type: ignore[union-attr, return-value]
