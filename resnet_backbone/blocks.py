@@ -157,6 +157,11 @@ class ResidualBlock(BaseModule):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @property
+    def conv_norm_names(self) -> list[tuple[str, str]]:
+        """The names of the block's convolutions, each with that of the norm layer that follows it."""
+        return [("conv1", self.norm1_name), ("conv2", self.norm2_name)]
+
+    @property
     def norm1(self) -> nn.Module:
         """The norm layer after the first convolution."""
         return cast(nn.Module, getattr(self, self.norm1_name))
@@ -366,6 +371,11 @@ class Bottleneck(ResidualBlock):
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
         self._add_plugins({"after_conv1": planes, "after_conv2": planes, "after_conv3": outplanes})
+
+    @property
+    def conv_norm_names(self) -> list[tuple[str, str]]:
+        """The names of the block's convolutions, each with that of the norm layer that follows it."""
+        return [*super().conv_norm_names, ("conv3", self.norm3_name)]
 
     @property
     def norm3(self) -> nn.Module:

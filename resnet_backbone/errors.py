@@ -12,7 +12,15 @@ from collections.abc import Iterable
 from numbers import Integral
 from typing import Any
 
-__all__ = ["ArgumentError", "ArgumentTypeError", "UnknownNameError", "check_channels", "did_you_mean", "is_int"]
+__all__ = [
+    "ArgumentError",
+    "ArgumentTypeError",
+    "DeployedError",
+    "UnknownNameError",
+    "check_channels",
+    "did_you_mean",
+    "is_int",
+]
 
 
 class ArgumentError(ValueError, AssertionError):
@@ -28,6 +36,10 @@ class UnknownNameError(ArgumentError, KeyError):
 
     # KeyError prints the repr of its message, which turns a sentence into an escaped string.
     __str__ = Exception.__str__
+
+
+class DeployedError(RuntimeError):
+    """A deployed backbone was asked for what needs the layers that ``switch_to_deploy`` has folded away."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -28,7 +28,8 @@ from .arguments import (
 )
 from .blocks import BasicBlock, Bottleneck, ResidualBlock
 from .builders import build_conv_layer, build_norm_layer
-from .errors import ArgumentError, ArgumentTypeError, UnknownNameError, check_channels, did_you_mean
+from .deploy import fold_for_good
+from .errors import ArgumentError, ArgumentTypeError, DeployedError, UnknownNameError, check_channels, did_you_mean
 from .layers import ResLayer
 from .layers.conv_norm import conv_norm, conv_norm_sequence, forget_folded
 from .layers.dimensions import check_dims, layout, max_pool, memory_format, spatial_dims_of
@@ -122,6 +123,7 @@ class ResNet(BaseModule):
     """Number of dimensions of the features, as ``conv_cfg`` decides: 1, 2 or 3."""
     fold_norm: bool = False
     channels_last: bool = False
+    deployed: bool = False
 
     def __init__(
         self,
@@ -402,7 +404,12 @@ class ResNet(BaseModule):
 
         Returns:
             The backbone.
+
+        Raises:
+            DeployedError: ``mode`` is true after ``switch_to_deploy``.
         """
+        if mode and self.deployed:
+            raise DeployedError("a deployed backbone cannot train: build it anew and load its training checkpoint")
         super().train(mode)
         forget_folded(self)
         self._freeze_stages()
@@ -423,6 +430,33 @@ class ResNet(BaseModule):
             for parameter in module.parameters():
                 parameter.requires_grad = False
 
+    def switch_to_deploy(self) -> Self:
+        """Fold every batch norm into its convolution for good and drop what serves training alone, in place.
+
+        The outputs differ by rounding. The state dict has other keys then: a checkpoint from training is loaded before.
+        A second call changes nothing.
+
+        Returns:
+            The backbone, in eval mode.
+        """
+        if not self.deployed:
+            self.eval()
+            # A subclass with a forward of its own may not run the stem's norm layer right after the convolution.
+            plain_stem = not self.deep_stem and type(self).forward is ResNet.forward
+            fold_for_good(self, [("conv1", self.norm1_name)] if plain_stem else [])
+            self.deployed = True
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        if self.deployed:
+            own = self.state_dict().keys()
+            folded = [key for key in state_dict if key.startswith(prefix) and key.endswith(".running_mean")]
+            if any(key.removeprefix(prefix) not in own for key in folded):
+                raise DeployedError(
+                    "a deployed backbone cannot load a checkpoint with batch norms: load it before switch_to_deploy"
+                )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def init_weights(self, pretrained: str | None = None) -> None:
         """Initialise the weights as ``init_cfg`` says.
 
@@ -431,7 +465,10 @@ class ResNet(BaseModule):
 
         Raises:
             ArgumentTypeError: ``pretrained`` is no string.
+            DeployedError: After ``switch_to_deploy``.
         """
+        if self.deployed:
+            raise DeployedError("a deployed backbone cannot be initialised: call init_weights before switch_to_deploy")
         if pretrained is not None:
             _check_pretrained(pretrained)
             self.init_cfg = _pretrained_init_cfg(pretrained)

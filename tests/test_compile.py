@@ -15,7 +15,7 @@ CHECKPOINTED = pytest.param(
     True,
     marks=pytest.mark.skipif(
         TORCH < (2, 2),
-        reason="torch 2.1's compiler refuses a checkpointed batch norm in train mode, which updates its statistics twice",
+        reason="torch 2.1's compiler refuses a checkpointed batch norm in train mode: its statistics change twice",
     ),
 )
 

@@ -1,8 +1,8 @@
 """A convolution and its norm layer: one after the other, or as one convolution where the norm layer is in eval mode.
 
 A batch norm in eval mode is an affine map, and an affine map after a convolution is a convolution with other weights:
-``norm(conv(x)) = conv(x; weight * scale) + shift`` (You et al., 2023, https://arxiv.org/abs/2305.11624, section 3). That
-saves a pass over the features in each direction, and the memory of the features between the two.
+``norm(conv(x)) = conv(x; weight * scale) + shift`` (You et al., 2023, https://arxiv.org/abs/2305.11624, section 3).
+That saves a pass over the features in each direction, and the memory of the features between the two.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from mmcv.cnn.bricks import wrappers
 from torch import Tensor, nn
 
-__all__ = ["conv_norm", "conv_norm_sequence", "fold", "forget_folded", "is_foldable"]
+__all__ = ["conv_norm", "conv_norm_sequence", "fold", "forget_folded", "is_foldable", "norm_as_affine"]
 
 # Subclasses compute something else (standardised or parametrised weights, sampling at offsets).
 # mmcv's own, which the types 'Conv' and 'Conv3d' stand for, differ from PyTorch's for empty inputs on torch 1.4 alone.
@@ -65,11 +65,11 @@ def conv_norm_sequence(layers: nn.Module, x: Tensor, folded: bool) -> Tensor:
     """
     if not folded or type(layers) is not nn.Sequential or _has_hooks(layers):
         return cast(Tensor, layers(x))
-    modules = list(layers)
-    while modules:
-        module = modules.pop(0)
-        if modules and is_foldable(module, modules[0]):
-            x = conv_norm(module, modules.pop(0), x, folded)
+    modules = iter(layers)
+    for module in modules:
+        if type(module) in _CONVS:
+            norm = next(modules, nn.Identity())
+            x = conv_norm(module, norm, x, folded)
         else:
             x = module(x)
     return x
@@ -97,13 +97,21 @@ def fold(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
 
     Both have the dtype of ``conv.weight``, and are computed in single precision at least.
     """
+    scale, shift = norm_as_affine(norm, conv.bias)
+    return _scaled(conv.weight, scale), shift.to(conv.weight.dtype)
+
+
+def norm_as_affine(norm: Any, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return the ``scale`` and ``shift`` of each channel with which ``norm(y + bias) = y * scale + shift``.
+
+    Args:
+        norm: A batch norm, taken as in eval mode.
+        bias: What is added to its input, one number per channel.
+    """
     rstd = (_at_least_single(norm.running_var) + norm.eps).rsqrt()
     scale = rstd if norm.weight is None else norm.weight * rstd
-    mean = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
-    shift = -mean * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias
-    return _scaled(conv.weight, scale), shift.to(conv.weight.dtype)
+    shift = -_centre(norm.running_mean, bias) * scale
+    return scale, shift if norm.bias is None else shift + norm.bias
 
 
 def forget_folded(module: nn.Module) -> None:
@@ -130,16 +138,17 @@ class _FoldedConv(torch.autograd.Function):
     ) -> Tensor:
         rstd = (_at_least_single(var) + eps).rsqrt()
         scale = rstd if gamma is None else gamma * rstd
-        centre = mean if bias is None else mean - bias
-        shift = -centre * scale if beta is None else beta - centre * scale
-        ctx.save_for_backward(x, weight, gamma, centre, rstd)
+        shift = -_centre(mean, bias) * scale
+        if beta is not None:
+            shift = shift + beta
+        ctx.save_for_backward(x, weight, bias, gamma, mean, rstd)
         ctx.conv = conv
         # Under autocast this convolution casts what it is given.
         return _convolve(conv, x, _scaled(weight, scale), shift.to(weight.dtype))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, gamma, centre, rstd = ctx.saved_tensors
+        x, weight, bias, gamma, mean, rstd = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, needs_gamma, needs_beta = ctx.needs_input_grad[:5]
         scale = rstd if gamma is None else gamma * rstd
         needs_folded_weight = needs_weight or needs_gamma
@@ -166,7 +175,7 @@ class _FoldedConv(torch.autograd.Function):
         if needs_bias:
             grad_bias = (grad_shift * scale).to(weight.dtype)
         if needs_gamma:
-            grad_scale = (grad_folded * weight).flatten(1).sum(1) - grad_shift * centre
+            grad_scale = (grad_folded * weight).flatten(1).sum(1) - grad_shift * _centre(mean, bias)
             grad_gamma = (grad_scale * rstd).to(gamma.dtype)
         if needs_beta:
             grad_beta = grad_shift.to(gamma.dtype)
@@ -181,6 +190,7 @@ class _Frozen(NamedTuple):
     bias: Tensor
     sources: list[Tensor]  # holding on to the memory, so that no other tensor can come to lie at its address
     versions: list[int]
+    eps: float
     fingerprint: Tensor | None
 
 
@@ -193,22 +203,24 @@ def _folded_once(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
     if _is_graph_wanted() or any(source.is_inference() for source in sources):
         return fold(conv, norm)
     known = _FROZEN.get(conv)
-    if known is None or not _is_current(known, sources):
+    if known is None or not _is_current(known, sources, norm.eps):
         # Outside of inference mode, whose tensors a later backward pass could not use.
         with torch.inference_mode(False), torch.no_grad():
             known = _Frozen(
                 *fold(conv, norm),
                 [source.detach() for source in sources],
                 [source._version for source in sources],
+                norm.eps,
                 _fingerprint(sources),
             )
         _FROZEN[conv] = known
     return known.weight, known.bias
 
 
-def _is_current(known: _Frozen, sources: Sequence[Tensor]) -> bool:
+def _is_current(known: _Frozen, sources: Sequence[Tensor], eps: float) -> bool:
     return (
-        len(sources) == len(known.sources)
+        eps == known.eps
+        and len(sources) == len(known.sources)
         and all(
             source.data_ptr() == old.data_ptr() and source.dtype == old.dtype and source._version == version
             for source, old, version in zip(sources, known.sources, known.versions)
@@ -242,6 +254,11 @@ def _affine_weights(conv: Any, norm: Any) -> list[Tensor]:
 
 def _convolve(conv: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return cast(Tensor, conv._conv_forward(x, weight, bias))
+
+
+def _centre(mean: Tensor, bias: Tensor | None) -> Tensor:
+    """What the norm layer takes for zero, seen from the convolution without its bias."""
+    return mean if bias is None else mean - bias
 
 
 def _scaled(weight: Tensor, scale: Tensor) -> Tensor:

@@ -1,0 +1,187 @@
+"""switch_to_deploy: equal to the exact path, smaller, for inference alone; export of plain and deployed models."""
+
+import copy
+import pickle
+from typing import ClassVar
+
+import pytest
+import torch
+from helpers import shake
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from resnet_backbone import ResNet, ResNetV1c, ResNetV1d
+from resnet_backbone.deploy import ChannelAffine
+from resnet_backbone.errors import DeployedError
+from resnet_backbone.layers.deform import DeformConv2dPack, ModulatedDeformConv2dPack
+
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
+SMALL = dict(base_channels=8)
+CONV_MODULE = dict(type="ConvModule", kernel_size=1, out_channels=8, norm_cfg=dict(type="BN"))
+
+
+def shaken(cls=ResNet, depth=18, **arguments):
+    backbone = shake(cls(depth, **SMALL, **arguments)).eval()
+    for module in backbone.modules():
+        if hasattr(module, "conv_offset"):
+            nn.init.normal_(module.conv_offset.weight, std=0.05)
+    return backbone
+
+
+def outputs(backbone, size=64, batch=1):
+    with torch.no_grad():
+        return backbone(torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0)))
+
+
+def assert_close(levels, expected, tolerance=1e-5):
+    for level, reference in zip(levels, expected, strict=True):
+        assert (level - reference).norm() <= tolerance * reference.norm()
+
+
+FAMILY = {
+    **{f"depth {depth}": dict(depth=depth) for depth in (18, 34, 50, 101, 152)},
+    "C": dict(cls=ResNetV1c, depth=18),
+    "D": dict(cls=ResNetV1d, depth=50, frozen_stages=1),
+    "caffe, dilated": dict(depth=50, style="caffe", strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)),
+    "SyncBN, other eps": dict(norm_cfg=dict(type="SyncBN", eps=1e-3)),
+    "no affine": dict(norm_cfg=dict(type="BN", affine=False)),
+    "DCNv2": dict(depth=50, dcn=dict(type=ModulatedDeformConv2dPack), stage_with_dcn=(False, False, True, True)),
+    "DCN": dict(depth=18, dcn=dict(type=DeformConv2dPack), stage_with_dcn=(False, False, True, True)),
+    "DCN by name": dict(depth=18, dcn=dict(type="DCNv2", deform_groups=2), stage_with_dcn=(False, False, False, True)),
+    "plugins": dict(
+        depth=50,
+        plugins=[
+            dict(cfg=dict(type="ContextBlock", ratio=0.25), position="after_conv2"),
+            dict(cfg=CONV_MODULE, position="after_conv1", stages=(True, False, False, False)),
+            dict(cfg=dict(type="NonLocal2d", reduction=2), position="after_conv3", stages=(False, False, False, True)),
+        ],
+    ),
+    "ConvWS": dict(conv_cfg=dict(type="ConvWS")),
+    "fold_norm, channels_last, checkpointed": dict(depth=50, fold_norm=True, channels_last=True, with_cp=True),
+}
+
+
+@pytest.mark.parametrize("arguments", FAMILY.values(), ids=FAMILY)
+def test_equals_the_exact_path(arguments):
+    backbone = shaken(**arguments)
+    expected = outputs(backbone, batch=2)
+    numbers = sum(tensor.numel() for tensor in backbone.state_dict().values())
+    assert backbone.switch_to_deploy() is backbone
+    assert_close(outputs(backbone, batch=2), expected)
+    assert not [module for module in backbone.modules() if isinstance(module, _BatchNorm)]
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+    assert sum(tensor.numel() for tensor in backbone.state_dict().values()) < numbers
+
+
+def test_affine_stands_only_where_the_convolution_takes_no_bias():
+    kinds = {
+        name: {type(module) for module in shaken(**FAMILY[name]).switch_to_deploy().modules()}
+        for name in ("depth 18", "DCNv2", "DCN", "ConvWS", "plugins")
+    }
+    assert {name for name, types in kinds.items() if ChannelAffine in types} == {"DCN", "ConvWS"}
+
+
+def test_group_norm_stays():
+    backbone = shaken(norm_cfg=dict(type="GN", num_groups=4))
+    expected = outputs(backbone)
+    for level, reference in zip(outputs(backbone.switch_to_deploy()), expected):
+        assert torch.equal(level, reference)
+    assert any(isinstance(module, nn.GroupNorm) for module in backbone.modules())
+
+
+def test_second_call_changes_nothing():
+    backbone = shaken().switch_to_deploy()
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    assert backbone.switch_to_deploy() is backbone
+    assert backbone.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+
+
+def test_training_afterwards_is_refused():
+    detector = nn.Sequential(shaken().switch_to_deploy())
+    detector.eval()
+    with pytest.raises(DeployedError, match="cannot train: build it anew"):
+        detector.train()
+    with pytest.raises(DeployedError, match="cannot be initialised"):
+        detector[0].init_weights()
+
+
+def test_checkpoint_of_training_is_refused_and_of_deployment_loads():
+    exact = shaken()
+    deployed = ResNet(18, **SMALL).switch_to_deploy()
+    for strict in (True, False):
+        with pytest.raises(DeployedError, match="load it before switch_to_deploy"):
+            nn.Sequential(deployed).load_state_dict(nn.Sequential(exact).state_dict(), strict=strict)
+    expected = outputs(exact)
+    deployed.load_state_dict(exact.switch_to_deploy().state_dict())
+    assert_close(outputs(deployed), expected)
+
+
+def test_block_with_a_forward_of_its_own_is_left_alone():
+    class Doubled(ResNet.arch_settings[18][0]):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    class Own(ResNet):
+        arch_settings: ClassVar = {18: (Doubled, (2, 2, 2, 2))}
+
+    backbone = shaken(Own)
+    expected = outputs(backbone)
+    assert_close(outputs(backbone.switch_to_deploy()), expected)
+    assert isinstance(backbone.layer1[0].norm1, nn.BatchNorm2d)
+    assert isinstance(backbone.norm1, nn.Identity)
+
+
+def test_copies_and_pickles():
+    backbone = shaken(depth=50).switch_to_deploy()
+    expected = outputs(backbone)
+    for other in (copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))):
+        assert all(torch.equal(a, b) for a, b in zip(outputs(other), expected))
+        with pytest.raises(DeployedError):
+            other.train()
+
+
+DEPLOYED = pytest.mark.parametrize("deployed", [False, True], ids=["plain", "deployed"])
+
+
+def prepared(deployed, **arguments):
+    backbone = shaken(**arguments)
+    return backbone.switch_to_deploy() if deployed else backbone
+
+
+@DEPLOYED
+def test_compiles_without_graph_breaks(deployed):
+    torch.compiler.reset()
+    backbone = prepared(deployed, num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(0, 1))
+    compiled = torch.compile(backbone, fullgraph=True)
+    assert_close(outputs(compiled), outputs(backbone))
+
+
+@pytest.mark.skipif(TORCH < (2, 6), reason="dynamic sizes of whole networks in torch.export: tested from torch 2.6")
+@DEPLOYED
+def test_torch_export_with_dynamic_batch_and_size(deployed):
+    backbone = prepared(deployed, cls=ResNetV1d)
+    batch, height, width = (torch.export.Dim(name, min=1, max=8) for name in ("batch", "height", "width"))
+    shapes = ({0: batch, 2: 32 * height, 3: 32 * width},)
+    program = torch.export.export(backbone, (torch.randn(2, 3, 64, 96),), dynamic_shapes=shapes)
+    for size, count in ((64, 1), (96, 3)):
+        assert_close(outputs(program.module(), size, count), outputs(backbone, size, count))
+
+
+@pytest.mark.skipif(TORCH < (2, 8), reason="the exporter of torch 2.8 and newer")
+@pytest.mark.parametrize("opset", [17, 18])
+@DEPLOYED
+def test_onnx_with_dynamic_batch_and_size(deployed, opset, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    backbone, file = prepared(deployed, cls=ResNetV1d), str(tmp_path / "backbone.onnx")
+    if opset == 17:
+        names = dict(dynamic_axes={"image": {0: "batch", 2: "height", 3: "width"}}, dynamo=False)
+    else:
+        batch, height, width = (torch.export.Dim(name, min=1, max=8) for name in ("batch", "height", "width"))
+        names = dict(dynamic_shapes=({0: batch, 2: 32 * height, 3: 32 * width},), dynamo=True)
+    torch.onnx.export(backbone, (torch.randn(2, 3, 64, 96),), file, input_names=["image"], opset_version=opset, **names)
+    session = onnxruntime.InferenceSession(file)
+    for size, count in ((64, 1), (96, 3)):
+        x = torch.randn(count, 3, size, size)
+        with torch.no_grad():
+            assert_close(map(torch.from_numpy, session.run(None, {"image": x.numpy()})), backbone(x))
