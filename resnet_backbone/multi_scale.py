@@ -213,6 +213,9 @@ class MultiScaleResNet1d(ResNet):
         averages = [features.mean(dim=-1) for features in stages[-1]]
         return cast(Tensor, self.fc(modules[-1].fuse(averages)))
 
+    def _runs_stem_as_ours(self) -> bool:
+        return True  # forward begins with ResNet's
+
     def _check_input(self, x: Tensor) -> None:
         super()._check_input(x)
         if x.shape[-1] < self.minimum_length:

@@ -430,6 +430,10 @@ class ResNet(BaseModule):
             for parameter in module.parameters():
                 parameter.requires_grad = False
 
+    def _runs_stem_as_ours(self) -> bool:
+        """Whether the norm layer follows the convolution at once; a subclass's own forward may do otherwise."""
+        return type(self).forward is ResNet.forward
+
     def switch_to_deploy(self) -> Self:
         """Fold every batch norm into its convolution for good and drop what serves training alone, in place.
 
@@ -441,8 +445,7 @@ class ResNet(BaseModule):
         """
         if not self.deployed:
             self.eval()
-            # A subclass with a forward of its own may not run the stem's norm layer right after the convolution.
-            plain_stem = not self.deep_stem and type(self).forward is ResNet.forward
+            plain_stem = not self.deep_stem and self._runs_stem_as_ours()
             fold_for_good(self, [("conv1", self.norm1_name)] if plain_stem else [])
             self.deployed = True
         return self

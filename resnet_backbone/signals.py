@@ -92,7 +92,7 @@ class SignalClassifier(BaseModel):
         if getattr(self.backbone, "num_classes", None) is None:
             raise ArgumentError("backbone must return logits: give it num_classes")
 
-    def forward(  # type: ignore[override] - mmengine passes what the data set gives, by name
+    def forward(  # type: ignore[override]  # mmengine passes what the data set gives, by name
         self, inputs: Tensor, labels: Tensor | None = None, mode: str = "tensor"
     ) -> Any:
         """Compute logits, losses or predictions.
