@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_weights(commands)
     _add_convert(commands)
+    _add_bench(commands)
     return parser
 
 
@@ -69,6 +70,14 @@ def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("out", metavar="OUT", help="the file to write, .safetensors or .pth")
     _add_target(parser)
     parser.set_defaults(run=_convert)
+
+
+def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from .bench.command import add_arguments, run_bench
+
+    parser = commands.add_parser("bench", help="time the backbone beside its peers, and weigh what it keeps")
+    add_arguments(parser)
+    parser.set_defaults(run=run_bench)
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:

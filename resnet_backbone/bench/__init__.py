@@ -1,0 +1,1 @@
+"""Measure the backbone beside its peers: what ``resnet-backbone bench`` runs."""

@@ -1,0 +1,118 @@
+"""The work of ``resnet-backbone bench``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ..errors import ArgumentError, did_you_mean
+from .measure import measure
+from .plot import plot_reports, plot_scaling
+from .report import Report, write_json
+from .roofline import count_flops, measure_bandwidth, measure_gemm_peak
+from .rows import BASELINE, Builder, rows_for
+from .settings import Settings
+
+__all__ = ["add_arguments", "run_bench"]
+
+# mmdet's usual size is the largest; on a CPU training starts smaller.
+TRAIN_SIZE, INFER_SIZE = (2, 320, 480), (1, 480, 640)
+SIDES, BATCHES = (320, 480, 640, 800, 1333), (1, 2, 4, 8)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
+    task = parser.add_mutually_exclusive_group()
+    task.add_argument("--train", action="store_true", help="forward and backward pass of a step")
+    task.add_argument("--infer", action="store_true", help="forward pass alone (default)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (%(default)s)")
+    parser.add_argument("--depth", type=int, default=50, metavar="N", help="depth of the ResNet (%(default)s)")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="pixels (train 320 480, infer 480 640)")
+    parser.add_argument("--batch", type=int, metavar="N", help="images a step (train 2, infer 1)")
+    parser.add_argument("--dtype", nargs="+", default=["fp32"], metavar="T", help="fp32, bf16; on cuda tf32, fp16 too")
+    parser.add_argument("--frozen-stages", type=int, default=1, metavar="N", help="in training (%(default)s)")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of the CPU (default: torch's)")
+    parser.add_argument("--repeats", type=int, default=10, metavar="N", help="timings of each row (%(default)s)")
+    parser.add_argument("--only", nargs="+", metavar="ROW", help=f"rows beside {BASELINE!r}; 'list' shows them")
+    parser.add_argument("--memory", action="store_true", help="bytes kept for the backward pass; peak memory on cuda")
+    parser.add_argument("--scaling", action="store_true", help="sizes 320 to 1333 and batches 1 to 8 in place of one")
+    parser.add_argument("--json", metavar="FILE", help="write everything that was measured")
+    parser.add_argument("--plot", metavar="FILE", help="draw a picture")
+
+
+def run_bench(arguments: argparse.Namespace) -> int:
+    """Measure, print, and write what was asked for.
+
+    Args:
+        arguments: As ``add_arguments`` describes them.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ArgumentError: An option has a value that is not allowed.
+    """
+    batch, height, width = TRAIN_SIZE if arguments.train else INFER_SIZE
+    height, width = arguments.size or (height, width)
+    base = Settings(
+        arguments.train, arguments.depth, arguments.batch or batch, height, width, arguments.dtype[0],
+        arguments.device, arguments.repeats, arguments.frozen_stages,
+    )  # fmt: skip
+    series = [replace(base, dtype=dtype) for dtype in arguments.dtype]
+    for settings in series:
+        settings.check()
+    builders = _chosen(rows_for(base), arguments.only)
+    if arguments.only == ["list"]:
+        print("\n".join(rows_for(base)))
+        return 0
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+
+    console = Console()
+    if arguments.scaling:
+        sides = [base.at(side, side, 1) for side in SIDES]
+        batches = [base.at(SIDES[0], SIDES[0], batch) for batch in BATCHES]
+        reports = _measure_all([*sides, *batches], builders, arguments.memory, console)
+        curves = [("side of the image, pixels", reports[: len(sides)]), ("number of images", reports[len(sides) :])]
+    else:
+        reports = _measure_all(series, builders, arguments.memory, console)
+    if arguments.json:
+        write_json(reports, arguments.json)
+    if arguments.plot:
+        plot_scaling(curves, arguments.plot) if arguments.scaling else plot_reports(reports, arguments.plot)
+    return 0
+
+
+def _chosen(rows: dict[str, Builder], only: Sequence[str] | None) -> dict[str, Builder]:
+    if only is None or list(only) == ["list"]:
+        return rows
+    for name in only:
+        if name not in rows:
+            raise ArgumentError(f"--only has no row {name!r}.{did_you_mean(name, rows)} Rows: {'; '.join(rows)}")
+    return {name: build for name, build in rows.items() if name in only or name == BASELINE}
+
+
+def _measure_all(
+    series: Sequence[Settings], builders: dict[str, Builder], memory: bool, console: Console
+) -> list[Report]:
+    reports = []
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        for settings in series:
+            # Every row is prepared once and timed `repeats` times.
+            task = progress.add_task(settings.dtype, total=len(builders) * (1 + settings.repeats))
+
+            def tell(text: str, task: object = task) -> None:
+                progress.update(task, advance=1, description=text)  # type: ignore[arg-type]
+
+            peaks = measure_gemm_peak(settings), measure_bandwidth(settings)
+            results = measure(settings, builders, memory=memory, progress=tell)
+            reports.append(Report(settings, results, count_flops(settings), *peaks))
+            progress.remove_task(task)
+            console.print(reports[-1].table(), *reports[-1].notes(), sep="\n")
+    return reports

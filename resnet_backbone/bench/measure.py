@@ -1,0 +1,188 @@
+"""Time rows side by side, weigh what they keep for the backward pass, and see that they compute the same."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from .rows import BASELINE, Builder, Row, UnavailableError
+from .settings import Settings
+
+__all__ = ["Result", "bytes_kept", "measure"]
+
+# Relative to the norm of each level, against the exact path in single precision.
+TOLERANCE = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 5e-2, "fp16": 1e-2}
+
+
+@dataclass
+class Result:
+    """What was measured of one row.
+
+    Attributes:
+        name: The row.
+        milliseconds: One entry per repetition.
+        error: Largest relative difference of a level from the exact path in fp32.
+        kept_bytes: What autograd kept for the backward pass, parameters and buffers apart.
+        peak_bytes: On CUDA, the memory allocated at most in a step, beyond what was before it.
+        note: Why there is no time, where there is none.
+    """
+
+    name: str
+    milliseconds: list[float] = field(default_factory=list)
+    error: float | None = None
+    kept_bytes: int | None = None
+    peak_bytes: int | None = None
+    note: str = ""
+
+    @property
+    def median(self) -> float | None:
+        """Median time in milliseconds."""
+        return statistics.median(self.milliseconds) if self.milliseconds else None
+
+
+def measure(
+    settings: Settings,
+    builders: Mapping[str, Builder],
+    *,
+    memory: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[Result]:
+    """Build, compare and time rows.
+
+    The repetitions are interleaved: each row once, and again from the first, so that a machine that slows down slows
+    every row.
+
+    Args:
+        settings: The conditions.
+        builders: The rows, as ``rows_for`` gives them.
+        memory: Whether to weigh them too.
+        progress: Told what happens next.
+    """
+    image = settings.image()
+    expected = _exact_levels(settings, builders)
+    results = {name: Result(name) for name in builders}
+    ready: dict[str, Callable[[], object]] = {}
+    with _matmul_precision(settings):
+        for name, build in builders.items():
+            progress(f"prepare {name}")
+            try:
+                row = build(settings)
+                results[name].error = _largest_error(_levels(row, image), expected)
+            except UnavailableError as reason:
+                results[name].note = str(reason)
+                continue
+            except Exception as error:  # noqa: BLE001 - a peer that fails says so in the table and stops no other
+                results[name].note = f"failed: {type(error).__name__}: {str(error).splitlines()[0][:80]}"
+                continue
+            if results[name].error > TOLERANCE[settings.dtype]:  # type: ignore[operator]
+                results[name].note = "computes something else: not timed"
+                continue
+            step = _step(row, image, settings)
+            step()
+            step()
+            if memory:
+                _weigh(row, image, settings, step, results[name])
+            ready[name] = step
+        for repetition in range(settings.repeats):
+            for name, step in ready.items():
+                progress(f"{repetition + 1}/{settings.repeats}: {name}")
+                results[name].milliseconds.append(_milliseconds(step, settings))
+    return list(results.values())
+
+
+def _exact_levels(settings: Settings, builders: Mapping[str, Builder]) -> list[Tensor]:
+    exact = builders[BASELINE](Settings(**{**vars(settings), "dtype": "fp32"}))
+    return _levels(exact, settings.image())
+
+
+def _levels(row: Row, image: Tensor) -> list[Tensor]:
+    with torch.no_grad():
+        return [level.detach().float().cpu() for level in row.forward(image)]
+
+
+def _largest_error(levels: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    if [level.shape for level in levels] != [level.shape for level in expected]:
+        return float("inf")
+    return max(float((level - exact).norm() / exact.norm()) for level, exact in zip(levels, expected))
+
+
+def _step(row: Row, image: Tensor, settings: Settings) -> Callable[[], object]:
+    def infer() -> object:
+        with torch.inference_mode():
+            return row.forward(image)
+
+    def train() -> object:
+        if row.model is not None:
+            row.model.zero_grad(set_to_none=True)
+        # Frozen stages' levels need no gradient.
+        levels = [level for level in row.forward(image) if level.requires_grad]
+        torch.autograd.backward(levels, [torch.ones_like(level) for level in levels])
+        return levels
+
+    return train if settings.train else infer
+
+
+def _milliseconds(step: Callable[[], object], settings: Settings) -> float:
+    if settings.device == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record()
+        step()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end))
+    begin = time.perf_counter()
+    step()
+    return (time.perf_counter() - begin) * 1e3
+
+
+def _weigh(row: Row, image: Tensor, settings: Settings, step: Callable[[], object], result: Result) -> None:
+    if settings.train and row.model is not None:
+        result.kept_bytes = bytes_kept(row.model, lambda: row.forward(image))
+    if settings.device == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        torch.cuda.synchronize()
+        result.peak_bytes = torch.cuda.max_memory_allocated() - before
+
+
+def bytes_kept(model: nn.Module, forward: Callable[[], object]) -> int:
+    """Return the bytes of the distinct storages that autograd saves in ``forward``, without parameters and buffers.
+
+    Args:
+        model: Whose parameters and buffers do not count.
+        forward: Computes something that requires grad.
+    """
+    known = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    # Holding the tensors keeps their memory from being given to another.
+    saved: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        address = tensor.untyped_storage().data_ptr()
+        if address not in known:
+            saved[address] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = forward()
+    kept = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+    del out
+    return kept
+
+
+@contextmanager
+def _matmul_precision(settings: Settings) -> Iterator[None]:
+    """Allow TF32 for the dtype of that name alone."""
+    before = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = settings.dtype == "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before

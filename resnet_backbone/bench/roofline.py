@@ -1,0 +1,56 @@
+"""What the machine could do at best, and how many operations the network needs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from .rows import reference
+from .settings import DTYPES, Settings
+
+__all__ = ["count_flops", "measure_bandwidth", "measure_gemm_peak"]
+
+
+def measure_gemm_peak(settings: Settings) -> float:
+    """Return the rate of a large matrix product in the benchmark's precision, in FLOP/s: the best of several."""
+    size = 8192 if settings.device == "cuda" else 1024
+    one = torch.randn(size, size, device=settings.device, dtype=DTYPES[settings.dtype])
+    return 2 * size**3 / _best_seconds(lambda: torch.mm(one, one), settings.device)
+
+
+def measure_bandwidth(settings: Settings) -> float:
+    """Return the rate at which memory is copied, bytes read and written both counted, in bytes/s."""
+    source = torch.zeros(2**26, device=settings.device)
+    target = torch.empty_like(source)
+    return 2 * source.numel() * source.element_size() / _best_seconds(lambda: target.copy_(source), settings.device)
+
+
+def _best_seconds(work: Callable[[], object], device: str, repeats: int = 8, patience: float = 2.0) -> float:
+    """The shortest of several runs; of fewer where they take more than ``patience`` seconds together."""
+    best, begin = float("inf"), time.perf_counter()
+    for _ in range(repeats):
+        if time.perf_counter() - begin > patience:
+            break
+        start = time.perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def count_flops(settings: Settings) -> int:
+    """Return the floating-point operations of one step's convolutions; a multiplication and an addition are two.
+
+    Counted over a run of the exact path: in training the backward pass counts, without the gradients that frozen
+    stages do not need.
+    """
+    backbone = reference(settings)
+    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(settings.train):
+        levels = [level for level in backbone(settings.image()) if level.requires_grad]
+        if settings.train:
+            torch.autograd.backward(levels, [torch.ones_like(level) for level in levels])
+    return int(counter.get_total_flops())

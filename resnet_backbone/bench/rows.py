@@ -1,0 +1,248 @@
+"""The rows of the benchmark: our backbone in each of its modes, and the same network in other libraries."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..resnet import ResNet
+from .settings import DTYPES, Settings
+
+__all__ = ["BASELINE", "Row", "UnavailableError", "rows_for"]
+
+Levels = Sequence[Tensor]
+BASELINE = "exact"
+
+
+class UnavailableError(Exception):
+    """A row cannot run here; the message says why."""
+
+
+@dataclass
+class Row:
+    """One way to compute the network.
+
+    Attributes:
+        name: What it is called in tables.
+        forward: Computes the levels from a batch of images.
+        model: The module behind ``forward``, where there is one.
+    """
+
+    name: str
+    forward: Callable[[Tensor], Levels]
+    model: nn.Module | None = None
+
+
+Builder = Callable[[Settings], Row]
+
+
+def rows_for(settings: Settings) -> dict[str, Builder]:
+    """Return the rows that a benchmark has, by name, each with the function that builds it.
+
+    A builder raises ``UnavailableError`` where its library is missing.
+    """
+    peers: dict[str, Builder] = {"mmdet": _mmdet, "torchvision": _torchvision, "timm": _timm}
+    if settings.train:
+        return {
+            BASELINE: _ours(),
+            "exact, compiled": _ours(compiled=True),
+            "exact, channels_last": _ours(channels_last=True),
+            "folded": _ours(fold_norm=True),
+            "folded, channels_last": _ours(fold_norm=True, channels_last=True),
+            "folded, compiled": _ours(fold_norm=True, compiled=True),
+            "folded, channels_last, compiled": _ours(fold_norm=True, channels_last=True, compiled=True),
+            **peers,
+            "mmengine efficient_conv_bn_eval": _efficient_conv_bn_eval,
+        }
+    return {
+        BASELINE: _ours(),
+        "exact, compiled": _ours(compiled=True),
+        "exact, channels_last": _ours(channels_last=True),
+        "deployed": _ours(deployed=True),
+        "deployed, channels_last": _ours(deployed=True, channels_last=True),
+        "deployed, compiled": _ours(deployed=True, compiled=True),
+        "deployed, channels_last, compiled": _ours(deployed=True, channels_last=True, compiled=True),
+        **peers,
+        "ONNX Runtime": _onnxruntime,
+        "OpenVINO": _openvino,
+    }
+
+
+def reference(settings: Settings, **arguments: Any) -> ResNet:
+    """Our backbone with the weights that every row has: random, and statistics that are not those of a fresh norm."""
+    torch.manual_seed(0)
+    frozen_stages = settings.frozen_stages if settings.train else -1
+    backbone = ResNet(settings.depth, frozen_stages=frozen_stages, zero_init_residual=False, **arguments)
+    backbone.init_weights()
+    generator = torch.Generator().manual_seed(1)
+    for module in backbone.modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None:
+            module.running_mean.copy_(torch.randn(module.num_features, generator=generator) * 0.1)
+            module.running_var.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
+    return backbone.train(settings.train).to(settings.device)
+
+
+def _ours(*, deployed: bool = False, compiled: bool = False, **arguments: Any) -> Builder:
+    def build(settings: Settings) -> Row:
+        backbone = reference(settings, **arguments)
+        if not deployed:
+            return _row("", backbone, settings, compiled)
+        backbone.switch_to_deploy()
+        if not settings.is_half:
+            return _row("", backbone, settings, compiled)
+        # What is deployed has half-precision weights, and nothing left to cast.
+        dtype = DTYPES[settings.dtype]
+        backbone.to(dtype)
+        forward = _compile(backbone, settings) if compiled else backbone
+        return Row("", lambda x: forward(x.to(dtype)), backbone)
+
+    return build
+
+
+def _row(name: str, model: nn.Module, settings: Settings, compiled: bool = False) -> Row:
+    forward = _compile(model, settings) if compiled else model
+
+    def run(x: Tensor) -> Levels:
+        with settings.autocast():
+            levels: Levels = forward(x)
+        return levels
+
+    return Row(name, run, model)
+
+
+def _compile(model: nn.Module, settings: Settings) -> Callable[[Tensor], Levels]:
+    """Compile; for inference on a CPU with weights as constants, which lets inductor lay them out for its kernels."""
+    if settings.train or settings.device != "cpu":
+        return torch.compile(model, fullgraph=True)
+    return torch.compile(model, fullgraph=True, options={"freezing": True})
+
+
+def _mmdet(settings: Settings) -> Row:
+    try:
+        resnet = import_module("mmdet.models.backbones.resnet")
+    except Exception as error:
+        raise UnavailableError(
+            f"cannot be imported ({type(error).__name__}: {error}); 'exact' has its operations and its bits"
+        ) from error
+    ours = reference(settings)
+    model = resnet.ResNet(ours.depth, frozen_stages=ours.frozen_stages)
+    model.load_state_dict(ours.state_dict())
+    model.train(settings.train)
+    return _row("mmdet", model.to(settings.device), settings)
+
+
+def _torchvision(settings: Settings) -> Row:
+    return _row("torchvision", _torchvision_body(settings), settings)
+
+
+def _torchvision_body(settings: Settings) -> _AsList:
+    try:
+        from torchvision.models import get_model
+        from torchvision.models.feature_extraction import create_feature_extractor
+    except ImportError as error:
+        raise UnavailableError(f"torchvision cannot be imported ({error})") from error
+    names = {f"layer{index}": str(index) for index in range(1, 5)}
+    body = create_feature_extractor(get_model(f"resnet{settings.depth}", weights=None), names)
+    return _AsList(_with_our_weights(body, settings))
+
+
+def _timm(settings: Settings) -> Row:
+    try:
+        import timm
+    except ImportError as error:
+        raise UnavailableError("timm is not installed") from error
+    body = timm.create_model(f"resnet{settings.depth}", features_only=True, out_indices=(1, 2, 3, 4))
+    return _row("timm", _with_our_weights(body, settings), settings)
+
+
+def _efficient_conv_bn_eval(settings: Settings) -> Row:
+    from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval_for_single_model
+
+    # On torchvision's network: mmengine traces the model with torch.fx, which ours, checking its input, does not allow.
+    body = _torchvision_body(settings)
+    turn_on_efficient_conv_bn_eval_for_single_model(body.body)
+    return _row("mmengine efficient_conv_bn_eval", body, settings)
+
+
+def _with_our_weights(body: nn.Module, settings: Settings) -> nn.Module:
+    """Give torchvision's or timm's network, whose names are ours, our weights; freeze and evaluate what we do."""
+    ours = reference(settings)
+    own = body.state_dict()
+    body.load_state_dict({name: value for name, value in ours.state_dict().items() if name in own})
+    trainable = {name for name, parameter in ours.named_parameters() if parameter.requires_grad}
+    for name, parameter in body.named_parameters():
+        parameter.requires_grad = name in trainable
+    body.eval()
+    return body.to(settings.device)
+
+
+class _AsList(nn.Module):
+    """Returns the levels of a module that names them."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body: nn.Module = body
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return list(self.body(x).values())
+
+
+def _onnx_file(settings: Settings, folder: str) -> Path:
+    file = Path(folder) / "backbone.onnx"
+    model = copy.deepcopy(reference(settings)).cpu().eval()
+    try:
+        torch.onnx.export(
+            model, (settings.image().cpu(),), str(file), input_names=["image"], opset_version=18, dynamo=True
+        )
+    except ImportError as error:
+        raise UnavailableError(f"exporting to ONNX needs onnx and onnxscript ({error})") from error
+    return file
+
+
+def _onnxruntime(settings: Settings) -> Row:
+    try:
+        onnxruntime = import_module("onnxruntime")
+    except ImportError as error:
+        raise UnavailableError("onnxruntime is not installed") from error
+    if settings.device != "cpu" or settings.is_half:
+        raise UnavailableError("measured in fp32 on CPUs alone")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        file = str(_onnx_file(settings, folder))
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return Row("ONNX Runtime", lambda x: [torch.from_numpy(y) for y in session.run(None, {"image": x.numpy()})])
+
+
+def _openvino(settings: Settings) -> Row:
+    try:
+        openvino = import_module("openvino")
+    except ImportError as error:
+        raise UnavailableError("openvino is not installed") from error
+    if settings.device != "cpu":
+        raise UnavailableError("measured on CPUs alone")
+    precision = {"fp32": "f32", "bf16": "bf16"}[settings.dtype]
+    config = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = openvino.Core().compile_model(str(_onnx_file(settings, folder)), "CPU", config)
+    request = compiled.create_infer_request()
+    levels = len(compiled.outputs)
+
+    def forward(x: Tensor) -> Levels:
+        request.infer([x.numpy()])
+        return [torch.from_numpy(request.get_output_tensor(index).data) for index in range(levels)]
+
+    return Row("OpenVINO", forward)

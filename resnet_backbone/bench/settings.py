@@ -1,0 +1,75 @@
+"""What a benchmark is run with."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError, check_channels
+
+__all__ = ["DTYPES", "Settings"]
+
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One benchmark's conditions.
+
+    Attributes:
+        train: Whether a step is a forward and a backward pass, rather than inference.
+        depth: Depth of the ResNet.
+        batch: Number of images.
+        height: Height of the images, in pixels.
+        width: Width of the images, in pixels.
+        dtype: A key of ``DTYPES``. Half precision means autocast, or, in inference, weights of that type.
+        device: ``'cpu'`` or ``'cuda'``.
+        repeats: How often each row is timed.
+        frozen_stages: In training; as the backbone's argument.
+    """
+
+    train: bool = False
+    depth: int = 50
+    batch: int = 1
+    height: int = 480
+    width: int = 640
+    dtype: str = "fp32"
+    device: str = "cpu"
+    repeats: int = 10
+    frozen_stages: int = 1
+
+    def check(self) -> None:
+        """Refuse values that cannot be run.
+
+        Raises:
+            ArgumentError: A size or a count is below its minimum, the dtype is unknown, or there is no such device.
+        """
+        for name in ("batch", "height", "width", "repeats"):
+            check_channels(f"--{name}", getattr(self, name), minimum=32 if name in ("height", "width") else 1)
+        if self.dtype not in DTYPES:
+            raise ArgumentError(f"--dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ArgumentError("--device cuda needs a GPU and a torch that was built for it; none is available here")
+        if self.dtype in ("tf32", "fp16") and self.device == "cpu":
+            raise ArgumentError(f"--dtype {self.dtype} is for --device cuda; CPUs have fp32 and bf16")
+
+    @property
+    def is_half(self) -> bool:
+        """Whether the arithmetic is in half precision."""
+        return self.dtype in ("bf16", "fp16")
+
+    def at(self, height: int, width: int, batch: int) -> Settings:
+        """The same settings for images of another size or number."""
+        return replace(self, height=height, width=width, batch=batch)
+
+    def image(self) -> Tensor:
+        """A batch of random images, always the same."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(self.batch, 3, self.height, self.width, generator=generator).to(self.device)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context in which a row that casts nothing itself computes."""
+        return torch.autocast(self.device, DTYPES[self.dtype]) if self.is_half else nullcontext()

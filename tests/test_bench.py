@@ -1,0 +1,161 @@
+"""The benchmark: it compares before it times, counts what it says it counts, and states what it leaves out."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from resnet_backbone.bench.measure import bytes_kept, measure
+from resnet_backbone.bench.report import Report
+from resnet_backbone.bench.roofline import count_flops
+from resnet_backbone.bench.rows import Row, UnavailableError, reference, rows_for
+from resnet_backbone.bench.settings import Settings
+from resnet_backbone.cli import main
+from resnet_backbone.errors import ArgumentError
+
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
+TINY = Settings(depth=18, height=32, width=32, repeats=1)
+TINY_TRAIN = Settings(train=True, depth=18, height=32, width=32, repeats=2)
+ARGUMENTS = ["--depth", "18", "--size", "32", "32", "--repeats", "1", "--threads", "1"]
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_training_rows_are_compared_timed_and_weighed(tmp_path, capsys):
+    json_file, picture = tmp_path / "bench.json", tmp_path / "bench.png"
+    rows = ["folded", "folded, channels_last", "torchvision", "timm", "mmengine efficient_conv_bn_eval"]
+    command = ["bench", "--train", "--memory", "--json", str(json_file), "--plot", str(picture), "--only", *rows]
+    assert main([*command, *ARGUMENTS]) == 0
+    table = json.loads(json_file.read_text())["tables"][0]
+    results = {result["name"]: result for result in table["results"]}
+    assert list(results) == ["exact", *rows]
+    for result in results.values():
+        assert len(result["milliseconds"]) == 1
+        assert result["error"] < 1e-4
+    assert results["torchvision"]["kept_bytes"] == results["exact"]["kept_bytes"]
+    # At 32 pixels the small tensors weigh more than in earnest.
+    assert results["folded"]["kept_bytes"] < 0.6 * results["exact"]["kept_bytes"]
+    assert table["flops"] == count_flops(Settings(train=True, depth=18, height=32, width=32, batch=2))
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "ResNet-18, training step, frozen_stages=1, 2x3x32x32, fp32, cpu" in capsys.readouterr().out
+
+
+def test_inference_rows(tmp_path):
+    file = tmp_path / "bench.json"
+    rows = ["deployed", "timm"]
+    assert main(["bench", "--json", str(file), "--dtype", "fp32", "bf16", "--only", *rows, *ARGUMENTS]) == 0
+    written = json.loads(file.read_text())
+    assert written["machine"]["threads"] == 1
+    assert [table["settings"]["dtype"] for table in written["tables"]] == ["fp32", "bf16"]
+    for table in written["tables"]:
+        assert [result["note"] for result in table["results"]] == [""] * 3
+
+
+@pytest.mark.skipif(TORCH < (2, 8), reason="the exporter of torch 2.8 and newer")
+def test_onnxruntime_row():
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    rows = rows_for(TINY)
+    result = measure(TINY, {name: rows[name] for name in ("exact", "ONNX Runtime")})[1]
+    assert result.note == ""
+    assert result.error < 1e-4
+
+
+def wrong(settings):
+    backbone = reference(settings)
+    with torch.no_grad():
+        backbone.layer3[0].conv1.weight.mul_(1.5)
+    return Row("wrong", backbone, backbone)
+
+
+def missing(settings):
+    raise UnavailableError("not installed")
+
+
+def broken(settings):
+    raise RuntimeError("first line\nsecond line")
+
+
+def test_what_cannot_be_timed_says_why(capsys):
+    rows = {"exact": rows_for(TINY)["exact"], "wrong": wrong, "missing": missing, "broken": broken}
+    results = measure(TINY, rows)
+    assert [bool(result.milliseconds) for result in results] == [True, False, False, False]
+    report = Report(TINY, results, 1, 1.0, 1.0)
+    assert report.notes() == [
+        "wrong: computes something else: not timed",
+        "missing: not installed",
+        "broken: failed: RuntimeError: first line",
+    ]
+    assert report.table().row_count == 1
+
+
+def test_repetitions_are_interleaved():
+    order = []
+
+    def row(name):
+        model = nn.Conv2d(3, 1, 1)
+        return lambda settings: Row(name, lambda x: (order.append(name), [model(x) * 0])[1], model)
+
+    measure(TINY_TRAIN, {name: row(name) for name in ("exact", "other")})
+    assert order[-4:] == ["exact", "other", "exact", "other"]
+
+
+def test_bytes_kept_on_a_case_counted_by_hand():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 1, bias=False))
+    x = torch.rand(2, 3, 5, 5)
+    # The first convolution keeps the image; the ReLU and the second one keep one tensor, the ReLU's output.
+    assert bytes_kept(model, lambda: model(x)) == 4 * (2 * 3 * 25 + 2 * 4 * 25)
+
+
+def test_flops_are_those_of_the_convolutions():
+    macs = 0
+
+    def count(conv, _, out):
+        nonlocal macs
+        macs += out[0].numel() * conv.weight[0].numel()
+
+    backbone = reference(TINY)
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(count)
+    backbone(TINY.image())
+    assert count_flops(TINY) == 2 * macs
+
+
+def test_frozen_stages_cost_no_backward_pass():
+    flops = [count_flops(Settings(train=True, depth=18, height=32, width=32, frozen_stages=n)) for n in (-1, 1, 4)]
+    forward = count_flops(Settings(depth=18, height=32, width=32, batch=1))
+    assert flops[2] == forward
+    assert flops[1] < flops[0] < 3 * forward
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dtype", "fp64"], "--dtype must be one of fp32, tf32, bf16, fp16, got 'fp64'"),
+        (["--dtype", "fp16"], "--dtype fp16 is for --device cuda"),
+        (["--size", "8", "64"], "--height must be an integer of at least 32, got 8"),
+        (["--repeats", "0"], "--repeats must be an integer of at least 1, got 0"),
+        (["--only", "deploy"], "--only has no row 'deploy'. Did you mean 'deployed'?"),
+    ],
+)
+def test_wrong_options_are_refused(arguments, message, capsys):
+    assert main(["bench", *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_list_names_the_rows(capsys):
+    assert main(["bench", "--train", "--only", "list"]) == 0
+    assert capsys.readouterr().out.splitlines() == list(rows_for(Settings(train=True)))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_where_there_is_none():
+    with pytest.raises(ArgumentError, match="needs a GPU"):
+        Settings(device="cuda").check()
