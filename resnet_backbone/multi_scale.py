@@ -206,7 +206,8 @@ class MultiScaleResNet1d(ResNet):
             ArgumentError: ``x`` has another number of dimensions or channels, no floating-point dtype, or is too short.
         """
         stages = cast("tuple[tuple[Tensor, ...], ...]", super().forward(x))
-        modules = [cast(MultiScaleStage, getattr(self, info.module)) for info in self.feature_info]
+        names = [name for index, name in enumerate(self.res_layers) if index in self.out_indices]
+        modules = [cast(MultiScaleStage, getattr(self, name)) for name in names]
         if self.fc is None:
             return tuple(module.fuse(branches) for module, branches in zip(modules, stages))
         # Averaged before they are fused: in the reference's padding branches differ in length.

@@ -15,7 +15,15 @@ import torch
 from mmcv.cnn.bricks import wrappers
 from torch import Tensor, nn
 
-__all__ = ["conv_norm", "conv_norm_sequence", "fold", "forget_folded", "is_foldable", "norm_as_affine"]
+__all__ = [
+    "conv_norm",
+    "conv_norm_sequence",
+    "fold",
+    "forget_folded",
+    "is_foldable",
+    "is_graph_wanted",
+    "norm_as_affine",
+]
 
 # Subclasses compute something else (standardised or parametrised weights, sampling at offsets).
 # mmcv's own, which the types 'Conv' and 'Conv3d' stand for, differ from PyTorch's for empty inputs on torch 1.4 alone.
@@ -27,7 +35,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 _is_compiling = getattr(torch.compiler, "is_compiling", torch._dynamo.is_compiling)
 
 
-def _is_graph_wanted() -> bool:
+def is_graph_wanted() -> bool:
     """Whether somebody records the computation: plain operations then, and nothing remembered from earlier calls."""
     return bool(_is_compiling()) or torch._C._get_tracing_state() is not None
 
@@ -46,7 +54,7 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor, folded: bool) -> Tens
     weights = _affine_weights(conv, norm)
     if not any(weight.requires_grad for weight in weights):
         return _convolve(conv, x, *_folded_once(conv, norm))
-    if not torch.is_grad_enabled() or _is_graph_wanted():
+    if not torch.is_grad_enabled() or is_graph_wanted():
         # The compiler computes the scaled weights again in the backward pass by itself.
         return _convolve(conv, x, *fold(conv, norm))
     out = _FoldedConv.apply(
@@ -200,7 +208,7 @@ _FROZEN: WeakKeyDictionary[nn.Module, _Frozen] = WeakKeyDictionary()
 def _folded_once(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
     """Return ``fold(conv, norm)``, computed when a weight or a statistic has changed since the last call."""
     sources = [*_affine_weights(conv, norm), norm.running_mean, norm.running_var]
-    if _is_graph_wanted() or any(source.is_inference() for source in sources):
+    if is_graph_wanted() or any(source.is_inference() for source in sources):
         return fold(conv, norm)
     known = _FROZEN.get(conv)
     if known is None or not _is_current(known, sources, norm.eps):

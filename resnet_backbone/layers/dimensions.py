@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.utils import _single
 
 from ..builders import conv_type, norm_type
 from ..errors import ArgumentError
+from .conv_norm import is_graph_wanted
 
 __all__ = ["adaptive_avg_pool", "avg_pool", "check_dims", "layout", "max_pool", "memory_format", "spatial_dims_of"]
 
@@ -92,9 +95,23 @@ def memory_format(dims: int) -> torch.memory_format:
     return torch.channels_last if dims == 2 else torch.channels_last_3d
 
 
+class MaxPool1d(nn.MaxPool1d):
+    """Max pooling that exports with a dynamic length, which torch.export takes for a constant in PyTorch's own.
+
+    In a graph it is the pooling of an image of one row. That is the same, and slower without gradients.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool features of shape ``(N, C, L)``."""
+        if not is_graph_wanted():
+            return cast(Tensor, super().forward(x))
+        (size,), (stride,), (padding,) = _single(self.kernel_size), _single(self.stride), _single(self.padding)
+        return F.max_pool2d(x.unsqueeze(-2), (1, size), (1, stride), (0, padding)).squeeze(-2)
+
+
 def max_pool(dims: int, kernel_size: int, stride: int, padding: int) -> nn.Module:
     """Build max pooling over ``dims`` dimensions."""
-    pool = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}[dims]
+    pool = {1: MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}[dims]
     return pool(kernel_size=kernel_size, stride=stride, padding=padding)
 
 

@@ -70,7 +70,7 @@ def test_every_layer_has_the_dimensions(dims, cls, depth):
     backbone = cls(depth, base_channels=4, **KINDS.get(dims, {}))
     conv, norm, max_pool, avg_pool = LAYERS[dims]
     assert backbone.spatial_dims == dims
-    assert type(backbone.maxpool) is max_pool
+    assert isinstance(backbone.maxpool, max_pool)
     assert isinstance(backbone.layer2[0].downsample[0], avg_pool if cls is ResNetV1d else conv)
     for module in backbone.modules():
         if isinstance(module, nn.modules.conv._ConvNd):
