@@ -20,6 +20,7 @@ except ImportError as _error:
 from .blocks import BasicBlock, Bottleneck
 from .builders import build_conv_layer, build_norm_layer, build_plugin_layer
 from .layers import ResLayer
+from .multi_scale import MultiScaleResNet1d
 from .registry import BACKBONES, build_backbone
 from .resnet import ResNet, ResNetV1c, ResNetV1d
 from .weights import LoadReport, load_pretrained
@@ -29,6 +30,7 @@ __all__ = [
     "BasicBlock",
     "Bottleneck",
     "LoadReport",
+    "MultiScaleResNet1d",
     "ResLayer",
     "ResNet",
     "ResNetV1c",

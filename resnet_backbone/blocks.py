@@ -13,9 +13,10 @@ from torch.utils.checkpoint import checkpoint
 
 from .arguments import check_dcn, check_plugins, check_style
 from .builders import build_conv_layer, build_norm_layer, build_plugin_layer
-from .errors import ArgumentError, ArgumentTypeError, check_channels
+from .errors import ArgumentError, ArgumentTypeError, check_channels, is_int
 from .layers.conv_norm import conv_norm, conv_norm_sequence
 from .layers.deform import rename_old_offsets
+from .layers.dimensions import check_dims, spatial_dims_of
 from .layers.plugins import check_output, try_out
 
 __all__ = ["BasicBlock", "Bottleneck", "ResidualBlock"]
@@ -30,6 +31,8 @@ class ResidualBlock(BaseModule):
     """Output channels of the block, as a multiple of ``planes``."""
     plugin_positions: ClassVar[tuple[str, ...]]
     """Where plugins can stand, in the order in which they run."""
+    kernel_size: int = 3
+    """Size of the block's wide convolutions: of both in a BasicBlock, of the middle one in a Bottleneck."""
     fold_norm: bool = False
     """Compute a convolution and its norm layer as one convolution where the norm layer is in eval mode."""
 
@@ -55,6 +58,7 @@ class ResidualBlock(BaseModule):
         dcn: Cfg | None,
         plugins: list[Cfg] | None,
         init_cfg: Cfg | list[Cfg] | None,
+        kernel_size: int,
     ) -> None:
         super().__init__(init_cfg)
         check_channels("inplanes", inplanes)
@@ -62,12 +66,16 @@ class ResidualBlock(BaseModule):
         check_style(style)
         check_dcn(dcn, conv_cfg, channels=planes)
         check_plugins(plugins, self.plugin_positions)
+        check_dims(conv_cfg, norm_cfg)
+        if not is_int(kernel_size) or kernel_size < 1 or kernel_size % 2 == 0:
+            raise ArgumentError(f"kernel_size must be an odd integer of at least 1, got {kernel_size!r}")
         self.inplanes = inplanes
         self.planes = planes
         self.stride = stride
         self.dilation = dilation
         self.style = style
         self.with_cp = with_cp
+        self.kernel_size = kernel_size
         self.conv_cfg = conv_cfg
         self.norm_cfg = norm_cfg
         # A subclass may pop from self.dcn (mmdet's ResNeXt and Res2Net do), so the block keeps a copy of its own.
@@ -81,6 +89,10 @@ class ResidualBlock(BaseModule):
         if dcn is None or (dcn.get("fallback_on_stride", False) and stride > 1):
             return self.conv_cfg
         return self.dcn
+
+    def _padding(self, dilation: int) -> int:
+        """Zeros on each side of a wide convolution: as many as keep features aligned with the shortcut's."""
+        return dilation * (self.kernel_size // 2)
 
     def _add_plugins(self, channels: dict[str, int]) -> None:
         """Build the plugins of each position and remember their configs and names under it.
@@ -120,7 +132,7 @@ class ResidualBlock(BaseModule):
                     f"plugins has two plugins named {name!r} in one block: give each a postfix to tell them apart, "
                     f"such as dict(type={cfg['type']!r}, postfix='2', ...)"
                 )
-            try_out(layer, f"{name} (type={cfg['type']!r})", in_channels)
+            try_out(layer, f"{name} (type={cfg['type']!r})", in_channels, spatial_dims_of(self.conv_cfg))
             self.add_module(name, layer)
             names.append(name)
         return names
@@ -134,7 +146,7 @@ class ResidualBlock(BaseModule):
         """
         for name in plugin_names:
             out = getattr(self, name)(x)
-            check_output(out, name, x.shape[1])
+            check_output(out, name, x.shape[1], x.dim() - 2)
             x = out
         return x
 
@@ -217,6 +229,7 @@ class BasicBlock(ResidualBlock):
             resolution and sees the features that the first has made; detectron2 and PaddleDetection place it there too.
         plugins: Configs of plugins, each with a position ``'after_conv1'`` or ``'after_conv2'``.
         init_cfg: mmengine's initialisation config.
+        kernel_size: Size of both convolutions, odd.
 
     Raises:
         ArgumentError: An argument has a value that is not allowed.
@@ -239,16 +252,29 @@ class BasicBlock(ResidualBlock):
         dcn: Cfg | None = None,
         plugins: list[Cfg] | None = None,
         init_cfg: Cfg | list[Cfg] | None = None,
+        *,
+        kernel_size: int = 3,
     ) -> None:
-        super().__init__(inplanes, planes, stride, dilation, style, with_cp, conv_cfg, norm_cfg, dcn, plugins, init_cfg)
+        super().__init__(
+            inplanes, planes, stride, dilation, style, with_cp, conv_cfg, norm_cfg, dcn, plugins, init_cfg, kernel_size
+        )
         self.norm1_name, norm1 = build_norm_layer(norm_cfg, planes, postfix=1)
         self.norm2_name, norm2 = build_norm_layer(norm_cfg, planes, postfix=2)
 
         self.conv1 = build_conv_layer(
-            conv_cfg, inplanes, planes, 3, stride=stride, padding=dilation, dilation=dilation, bias=False
+            conv_cfg,
+            inplanes,
+            planes,
+            kernel_size,
+            stride=stride,
+            padding=self._padding(dilation),
+            dilation=dilation,
+            bias=False,
         )
         self.add_module(self.norm1_name, norm1)
-        self.conv2 = build_conv_layer(self._conv3x3_cfg(dcn, stride=1), planes, planes, 3, padding=1, bias=False)
+        self.conv2 = build_conv_layer(
+            self._conv3x3_cfg(dcn, stride=1), planes, planes, kernel_size, padding=self._padding(1), bias=False
+        )
         self.add_module(self.norm2_name, norm2)
 
         self.relu = nn.ReLU(inplace=True)
@@ -287,6 +313,7 @@ class Bottleneck(ResidualBlock):
             ordinary one where the 3x3 strides.
         plugins: Configs of plugins, each with a position ``'after_conv1'``, ``'after_conv2'`` or ``'after_conv3'``.
         init_cfg: mmengine's initialisation config.
+        kernel_size: Size of the 3x3 convolution, if it is to be another: odd.
 
     Raises:
         ArgumentError: An argument has a value that is not allowed.
@@ -312,8 +339,12 @@ class Bottleneck(ResidualBlock):
         dcn: Cfg | None = None,
         plugins: list[Cfg] | None = None,
         init_cfg: Cfg | list[Cfg] | None = None,
+        *,
+        kernel_size: int = 3,
     ) -> None:
-        super().__init__(inplanes, planes, stride, dilation, style, with_cp, conv_cfg, norm_cfg, dcn, plugins, init_cfg)
+        super().__init__(
+            inplanes, planes, stride, dilation, style, with_cp, conv_cfg, norm_cfg, dcn, plugins, init_cfg, kernel_size
+        )
         self.conv1_stride, self.conv2_stride = (1, stride) if style == "pytorch" else (stride, 1)
         outplanes = planes * self.expansion
 
@@ -327,9 +358,9 @@ class Bottleneck(ResidualBlock):
             self._conv3x3_cfg(dcn, self.conv2_stride),
             planes,
             planes,
-            kernel_size=3,
+            kernel_size=kernel_size,
             stride=self.conv2_stride,
-            padding=dilation,
+            padding=self._padding(dilation),
             dilation=dilation,
             bias=False,
         )

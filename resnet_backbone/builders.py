@@ -17,7 +17,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from .errors import ArgumentError, ArgumentTypeError, UnknownNameError, did_you_mean
 
-__all__ = ["build_conv_layer", "build_norm_layer", "build_plugin_layer", "check_dcn_type"]
+__all__ = ["build_conv_layer", "build_norm_layer", "build_plugin_layer", "check_dcn_type", "conv_type", "norm_type"]
 
 LayerCfg = dict[str, Any]
 
@@ -39,13 +39,33 @@ def build_conv_layer(cfg: LayerCfg | None, *args: Any, **kwargs: Any) -> nn.Modu
         ArgumentTypeError: ``cfg`` is no dict.
         UnknownNameError: ``cfg`` has no ``type``, or one that is not registered.
     """
+    conv_type(cfg)
     if cfg is None:
         return mmcv.cnn.build_conv_layer(cfg, *args, **kwargs)
-    _check_cfg("conv_cfg", cfg, _is_conv)
     try:
         return mmcv.cnn.build_conv_layer(cfg, *args, **kwargs)
     except TypeError as error:
         raise ArgumentTypeError(f"no convolution can be built from {dict(cfg)!r}: {error}") from error
+
+
+def conv_type(cfg: LayerCfg | None) -> Any:
+    """Return the class that a convolution's config stands for; ``None`` stands for ``nn.Conv2d``.
+
+    Raises:
+        ArgumentTypeError: ``cfg`` is no dict.
+        UnknownNameError: ``cfg`` has no ``type``, or one that is not registered.
+    """
+    return nn.Conv2d if cfg is None else _check_cfg("conv_cfg", cfg, _is_conv)
+
+
+def norm_type(cfg: LayerCfg) -> Any:
+    """Return the class that a norm layer's config stands for.
+
+    Raises:
+        ArgumentTypeError: ``cfg`` is no dict.
+        UnknownNameError: ``cfg`` has no ``type``, or one that is not registered.
+    """
+    return _check_cfg("norm_cfg", cfg, _is_norm)
 
 
 def check_dcn_type(dcn: LayerCfg) -> None:
@@ -77,8 +97,7 @@ def build_norm_layer(cfg: LayerCfg, num_features: int, postfix: int | str = "") 
         UnknownNameError: ``cfg`` has no ``type``, or one that is not registered.
         ArgumentError: ``cfg`` is a GroupNorm without ``num_groups``.
     """
-    layer_type = _check_cfg("norm_cfg", cfg, _is_norm)
-    if layer_type is nn.GroupNorm and "num_groups" not in cfg:
+    if norm_type(cfg) is nn.GroupNorm and "num_groups" not in cfg:
         raise ArgumentError(f"norm_cfg of type 'GN' needs num_groups, got {dict(cfg)!r}; 32 is usual")
     return mmcv.cnn.build_norm_layer(cfg, num_features, postfix=postfix)
 

@@ -24,6 +24,7 @@ from torch import nn
 from .blocks import BasicBlock, Bottleneck
 from .layers import ResLayer, SELayer
 from .layers.dcn_types import OWN_TYPES, has_compiled_mmcv, register_deform_convs
+from .multi_scale import MultiScaleResNet1d
 from .resnet import ResNet, ResNetV1c, ResNetV1d
 
 __all__ = ["BACKBONES", "MODELS", "build_backbone"]
@@ -31,7 +32,7 @@ __all__ = ["BACKBONES", "MODELS", "build_backbone"]
 # What an mmdet config asks for by these names, it now gets from here.
 OVERRIDES: tuple[type[nn.Module], ...] = (ResNet, ResNetV1d)
 # Registered where the name is free: mmdet's own 'ResLayer', for one, is the shared head of its C4 detectors.
-ADDITIONS: tuple[type[nn.Module], ...] = (ResNetV1c, BasicBlock, Bottleneck, ResLayer)
+ADDITIONS: tuple[type[nn.Module], ...] = (ResNetV1c, MultiScaleResNet1d, BasicBlock, Bottleneck, ResLayer)
 
 
 def mmdet_registry() -> Registry:

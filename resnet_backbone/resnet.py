@@ -32,6 +32,7 @@ from .deploy import fold_for_good
 from .errors import ArgumentError, ArgumentTypeError, DeployedError, UnknownNameError, check_channels, did_you_mean
 from .layers import ResLayer
 from .layers.conv_norm import conv_norm, conv_norm_sequence, forget_folded
+from .layers.dimensions import check_dims, layout, max_pool, memory_format, spatial_dims_of
 
 __all__ = ["FeatureInfo", "ResNet", "ResNetV1c", "ResNetV1d"]
 
@@ -60,7 +61,7 @@ class ResNet(BaseModule):
 
     Args:
         depth: 18, 34, 50, 101 or 152.
-        in_channels: Number of channels of the input image.
+        in_channels: Number of channels of the input image, or of the signal: its leads.
         stem_channels: Number of channels that the stem returns; ``None`` means ``base_channels``.
         base_channels: ``planes`` of the first stage; each further stage doubles it.
         num_stages: Number of stages, 1 to 4.
@@ -72,8 +73,9 @@ class ResNet(BaseModule):
         avg_down: Let the shortcuts average before their 1x1 convolution instead of striding in it.
         frozen_stages: Keep the stem (0), and the stages up to this number (1 to ``num_stages``), from training: no
             gradients, norm layers in eval mode. -1 freezes nothing.
-        conv_cfg: Config of the convolutions; ``None`` means ``dict(type='Conv2d')``.
-        norm_cfg: Config of the norm layers.
+        conv_cfg: Config of the convolutions; ``None`` means ``dict(type='Conv2d')``. ``dict(type='Conv1d')`` makes a
+            ResNet for signals ``(N, C, L)``, ``dict(type='Conv3d')`` one for volumes ``(N, C, T, H, W)``.
+        norm_cfg: Config of the norm layers: ``BN1d`` for signals, ``BN3d`` for volumes.
         norm_eval: Keep every batch norm in eval mode while training: its running statistics stay as they are, its
             affine parameters train.
         dcn: Config of a deformable convolution for the 3x3 of the stages that ``stage_with_dcn`` names.
@@ -117,6 +119,8 @@ class ResNet(BaseModule):
 
     # A subclass may build itself without our __init__ (mmdet's RegNet does); forward then checks no channel count.
     in_channels: int | None = None
+    spatial_dims: int = 2
+    """Number of dimensions of the features, as ``conv_cfg`` decides: 1, 2 or 3."""
     fold_norm: bool = False
     channels_last: bool = False
     deployed: bool = False
@@ -153,12 +157,7 @@ class ResNet(BaseModule):
         super().__init__(init_cfg)
         if unknown:
             raise _unknown_argument(type(self), next(iter(unknown)))
-        if depth not in self.arch_settings:
-            raise UnknownNameError(
-                f"invalid depth {depth!r} for {type(self).__name__}: depth must be one of "
-                f"{', '.join(map(str, self.arch_settings))}"
-            )
-        self.block, stage_blocks = self.arch_settings[depth]
+        self.block, stage_blocks = self._architecture(depth)
         if stem_channels is None:
             stem_channels = base_channels
 
@@ -177,6 +176,7 @@ class ResNet(BaseModule):
             check_stage_mask("stage_with_dcn", stage_with_dcn, num_stages)
         positions = getattr(self.block, "plugin_positions", Bottleneck.plugin_positions)
         check_plugins(plugins, positions, num_stages)
+        check_dims(conv_cfg, norm_cfg)
         if isinstance(with_cp, Sequence):
             check_stage_mask("with_cp", with_cp, num_stages)
 
@@ -193,6 +193,7 @@ class ResNet(BaseModule):
         self.avg_down = avg_down
         self.frozen_stages = frozen_stages
         self.conv_cfg = conv_cfg
+        self.spatial_dims = spatial_dims_of(conv_cfg)
         self.norm_cfg = norm_cfg
         self.norm_eval = norm_eval
         self.dcn = dcn
@@ -233,7 +234,7 @@ class ResNet(BaseModule):
         self._set_fold_norm(fold_norm)
         self.channels_last = channels_last
         if channels_last:
-            self.to(memory_format=torch.channels_last)
+            self.to(memory_format=memory_format(self.spatial_dims))
 
     def _set_fold_norm(self, fold_norm: bool) -> None:
         # Set afterwards: a subclass's blocks have constructors that do not know the argument.
@@ -241,6 +242,15 @@ class ResNet(BaseModule):
         for module in self.modules():
             if isinstance(module, ResidualBlock):
                 module.fold_norm = fold_norm
+
+    def _architecture(self, depth: int) -> tuple[type[Any], tuple[int, ...]]:
+        """Return the class of the blocks, and how many each stage has."""
+        if depth not in self.arch_settings:
+            raise UnknownNameError(
+                f"invalid depth {depth!r} for {type(self).__name__}: depth must be one of "
+                f"{', '.join(map(str, self.arch_settings))}"
+            )
+        return self.arch_settings[depth]
 
     def _set_init_cfg(self, pretrained: str | None) -> Cfg | None:
         """Settle how the backbone is initialised; return the blocks' own initialisation config."""
@@ -258,7 +268,7 @@ class ResNet(BaseModule):
             self.init_cfg = _pretrained_init_cfg(pretrained)
         elif self.init_cfg is None:
             self.init_cfg = [
-                {"type": "Kaiming", "layer": "Conv2d"},
+                {"type": "Kaiming", "layer": f"Conv{self.spatial_dims}d"},
                 {"type": "Constant", "val": 1, "layer": ["_BatchNorm", "GroupNorm"]},
             ]
             # A subclass's own block starts its last norm layer at one, as in mmdet.
@@ -283,7 +293,7 @@ class ResNet(BaseModule):
             self.norm1_name, norm1 = build_norm_layer(self.norm_cfg, stem_channels, postfix=1)
             self.add_module(self.norm1_name, norm1)
             self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        self.maxpool = max_pool(self.spatial_dims, kernel_size=3, stride=2, padding=1)
 
     def _stem_conv3x3(self, in_channels: int, out_channels: int, stride: int) -> tuple[nn.Module, nn.Module, nn.Module]:
         conv = build_conv_layer(
@@ -364,7 +374,7 @@ class ResNet(BaseModule):
         """
         self._check_input(x)
         if self.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
+            x = x.contiguous(memory_format=memory_format(self.spatial_dims))
         if self.deep_stem:
             x = conv_norm_sequence(self.stem, x, self.fold_norm)
         else:
@@ -380,10 +390,9 @@ class ResNet(BaseModule):
 
     def _check_input(self, x: Tensor) -> None:
         channels = self.in_channels
-        if x.dim() != 4 or (channels is not None and x.shape[1] != channels):
-            raise ArgumentError(
-                f"x must have shape (N, {'C' if channels is None else channels}, H, W), got {tuple(x.shape)}"
-            )
+        if x.dim() != 2 + self.spatial_dims or (channels is not None and x.shape[1] != channels):
+            expected = layout(self.spatial_dims, "C" if channels is None else channels)
+            raise ArgumentError(f"x must have shape {expected}, got {tuple(x.shape)}")
         if not x.is_floating_point():
             raise ArgumentTypeError(f"x must be of a floating-point dtype, got {x.dtype}: normalise the image first")
 
@@ -421,6 +430,10 @@ class ResNet(BaseModule):
             for parameter in module.parameters():
                 parameter.requires_grad = False
 
+    def _runs_stem_as_ours(self) -> bool:
+        """Whether the norm layer follows the convolution at once; a subclass's own forward may do otherwise."""
+        return type(self).forward is ResNet.forward
+
     def switch_to_deploy(self) -> Self:
         """Fold every batch norm into its convolution for good and drop what serves training alone, in place.
 
@@ -432,8 +445,7 @@ class ResNet(BaseModule):
         """
         if not self.deployed:
             self.eval()
-            # A subclass with a forward of its own may not run the stem's norm layer right after the convolution.
-            plain_stem = not self.deep_stem and type(self).forward is ResNet.forward
+            plain_stem = not self.deep_stem and self._runs_stem_as_ours()
             fold_for_good(self, [("conv1", self.norm1_name)] if plain_stem else [])
             self.deployed = True
         return self
@@ -470,7 +482,7 @@ class ResNet(BaseModule):
             self.to(memory_format=torch.contiguous_format)
         super().init_weights()  # type: ignore[no-untyped-call]
         if self.channels_last:
-            self.to(memory_format=torch.channels_last)
+            self.to(memory_format=memory_format(self.spatial_dims))
 
     def _dump_init_info(self) -> None:
         """Write mmengine's report on every parameter to log files; to the console at log level DEBUG only."""
@@ -536,7 +548,9 @@ def _pretrained_init_cfg(checkpoint: str) -> Cfg:
 
 
 def _channels_of(stage: nn.Module) -> int:
-    """Number of channels that a stage returns: those of its last block's last convolution."""
+    """Number of channels that a stage returns: what it says, or those of its last block's last convolution."""
+    if hasattr(stage, "out_channels"):
+        return cast(int, stage.out_channels)
     block = list(stage.children())[-1]
     last_conv = block.conv3 if hasattr(block, "conv3") else block.conv2
     return last_conv.out_channels  # type: ignore[union-attr, return-value]

@@ -12,13 +12,23 @@ from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import torch
+from mmcv.cnn.bricks import wrappers
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["conv_norm", "conv_norm_sequence", "fold", "forget_folded", "is_foldable", "norm_as_affine"]
+__all__ = [
+    "conv_norm",
+    "conv_norm_sequence",
+    "fold",
+    "forget_folded",
+    "is_foldable",
+    "is_graph_wanted",
+    "norm_as_affine",
+]
 
 # Subclasses compute something else (standardised or parametrised weights, sampling at offsets).
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# mmcv's own, which the types 'Conv' and 'Conv3d' stand for, differ from PyTorch's for empty inputs on torch 1.4 alone.
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, wrappers.Conv2d, wrappers.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -26,7 +36,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 _is_compiling = getattr(torch.compiler, "is_compiling", torch._dynamo.is_compiling)
 
 
-def _is_graph_wanted() -> bool:
+def is_graph_wanted() -> bool:
     """Whether somebody records the computation: plain operations then, and nothing remembered from earlier calls."""
     return bool(_is_compiling()) or torch._C._get_tracing_state() is not None
 
@@ -45,7 +55,7 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor, folded: bool) -> Tens
     weights = _affine_weights(conv, norm)
     if not any(weight.requires_grad for weight in weights):
         return _convolve(conv, x, *_folded_once(conv, norm))
-    if not torch.is_grad_enabled() or _is_graph_wanted():
+    if not torch.is_grad_enabled() or is_graph_wanted():
         return _convolve(conv, x, *fold(conv, norm, again=conv.training and bool(_is_compiling())))
     out = _FoldedConv.apply(
         x, conv.weight, conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var, conv, norm.eps
@@ -63,13 +73,14 @@ def conv_norm_sequence(layers: nn.Module, x: Tensor, folded: bool) -> Tensor:
     """
     if not folded or type(layers) is not nn.Sequential or _has_hooks(layers):
         return cast(Tensor, layers(x))
-    modules = iter(layers)
-    for module in modules:
-        if type(module) in _CONVS:
-            norm = next(modules, nn.Identity())
-            x = conv_norm(module, norm, x, folded)
+    modules, index = list(layers), 0
+    while index < len(modules):
+        if type(modules[index]) in _CONVS and index + 1 < len(modules):
+            x = conv_norm(modules[index], modules[index + 1], x, folded)
+            index += 2
         else:
-            x = module(x)
+            x = modules[index](x)
+            index += 1
     return x
 
 
@@ -204,7 +215,7 @@ _FROZEN: WeakKeyDictionary[nn.Module, _Frozen] = WeakKeyDictionary()
 def _folded_once(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
     """Return ``fold(conv, norm)``, computed when a weight or a statistic has changed since the last call."""
     sources = [*_affine_weights(conv, norm), norm.running_mean, norm.running_var]
-    if _is_graph_wanted() or any(source.is_inference() for source in sources):
+    if is_graph_wanted() or any(source.is_inference() for source in sources):
         return fold(conv, norm)
     known = _FROZEN.get(conv)
     if known is None or not _is_current(known, sources, norm.eps):
@@ -271,7 +282,8 @@ def _scaled(weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def _at_least_single(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+    # torch.promote_types would say the same, but the compiler of torch 2.1 does not know it.
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def _has_hooks(module: nn.Module) -> bool:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, ArgumentTypeError
+from .dimensions import layout
 
 __all__ = ["check_output", "try_out"]
 
 
-def try_out(layer: nn.Module, name: str, in_channels: int) -> None:
-    """Refuse a plugin that does not return what it must for an image of 8 by 8 pixels.
+def try_out(layer: nn.Module, name: str, in_channels: int, dims: int = 2) -> None:
+    """Refuse a plugin that does not return what it must for an image of 8 by 8 pixels, or a signal of 8 samples.
 
     A copy is run, in eval mode and with random numbers of its own: neither the plugin nor the seed notices.
 
@@ -22,42 +23,43 @@ def try_out(layer: nn.Module, name: str, in_channels: int) -> None:
         layer: The plugin.
         name: What it is called in the message.
         in_channels: Number of channels that it receives and must return.
+        dims: Number of dimensions of the features: 1, 2 or 3.
 
     Raises:
         ArgumentError: It returns no tensor, or another number of channels.
     """
     try:
-        out = _run_copy(layer, in_channels)
+        out = _run_copy(layer, in_channels, dims)
     except Exception:  # noqa: BLE001 - it may need larger images or another device; forward looks at its output again
         return
-    check_output(out, name, in_channels)
+    check_output(out, name, in_channels, dims)
 
 
-def _run_copy(layer: nn.Module, in_channels: int) -> Any:
+def _run_copy(layer: nn.Module, in_channels: int, dims: int) -> Any:
     layer = copy.deepcopy(layer).eval()
     like = next(layer.parameters(), torch.empty(0))
     devices = [like.device] if like.device.type == "cuda" else []
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
-        return layer(torch.zeros(1, in_channels, 8, 8, dtype=like.dtype, device=like.device))
+        return layer(torch.zeros(1, in_channels, *[8] * dims, dtype=like.dtype, device=like.device))
 
 
-def check_output(out: Any, name: str, in_channels: int) -> None:
+def check_output(out: Any, name: str, in_channels: int, dims: int = 2) -> None:
     """Refuse a plugin's output that the block could not go on with.
 
     Args:
         out: What the plugin returned.
         name: What it is called in the message.
         in_channels: Number of channels that it received.
+        dims: Number of dimensions of the features: 1, 2 or 3.
 
     Raises:
-        ArgumentError: ``out`` is no tensor of shape ``(N, in_channels, H, W)``.
+        ArgumentError: ``out`` is no tensor of shape ``(N, in_channels, H, W)``, or of other features' axes.
     """
+    shape = layout(dims, in_channels)
     if not isinstance(out, Tensor):
-        raise ArgumentTypeError(
-            f"plugins: {name} must return a tensor of shape (N, {in_channels}, H, W), got a {type(out).__name__}"
-        )
-    if out.dim() != 4 or out.shape[1] != in_channels:
+        raise ArgumentTypeError(f"plugins: {name} must return a tensor of shape {shape}, got a {type(out).__name__}")
+    if out.dim() != 2 + dims or out.shape[1] != in_channels:
         raise ArgumentError(
-            f"plugins: {name} must return the {in_channels} channels that it received, as (N, {in_channels}, H, W), "
+            f"plugins: {name} must return the {in_channels} channels that it received, as {shape}, "
             f"got shape {tuple(out.shape)}"
         )

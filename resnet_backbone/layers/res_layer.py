@@ -8,6 +8,7 @@ from mmengine.model import Sequential
 from torch import nn
 
 from ..builders import build_conv_layer, build_norm_layer
+from .dimensions import avg_pool, spatial_dims_of
 
 __all__ = ["ResLayer"]
 
@@ -71,8 +72,7 @@ def _projection(
 ) -> nn.Sequential:
     layers: list[nn.Module] = []
     if avg_down:
-        # ceil_mode keeps the size that a strided convolution would give; cells outside the image do not count.
-        layers.append(nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False))
+        layers.append(avg_pool(spatial_dims_of(conv_cfg), stride))
         stride = 1
     layers.append(build_conv_layer(conv_cfg, inplanes, outplanes, kernel_size=1, stride=stride, bias=False))
     layers.append(build_norm_layer(norm_cfg, outplanes)[1])

@@ -7,9 +7,10 @@ from typing import Any, ClassVar, cast
 
 from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import ArgumentError, check_channels
+from .dimensions import adaptive_avg_pool, spatial_dims_of
 
 __all__ = ["SELayer"]
 
@@ -26,7 +27,8 @@ class SELayer(BaseModule):
     Args:
         channels: Number of channels of the input and the output.
         ratio: How many times narrower the layer between is; 16 in the paper.
-        conv_cfg: Config of the two 1x1 convolutions; ``None`` means ``dict(type='Conv2d')``.
+        conv_cfg: Config of the two 1x1 convolutions; ``None`` means ``dict(type='Conv2d')``,
+            ``dict(type='Conv1d')`` weights the channels of signals.
         act_cfg: Configs of the two activations, or one for both.
         init_cfg: mmengine's initialisation config.
         in_channels: The name by which a block gives ``channels`` to its plugins.
@@ -65,7 +67,7 @@ class SELayer(BaseModule):
             raise ArgumentError(f"act_cfg of SELayer must be one activation config or two, got {act_cfg!r}")
 
         narrow = int(width / ratio)
-        self.global_avgpool = nn.AdaptiveAvgPool2d(1)
+        self.global_avgpool = adaptive_avg_pool(spatial_dims_of(conv_cfg))
         self.conv1 = ConvModule(width, narrow, kernel_size=1, conv_cfg=conv_cfg, act_cfg=act_cfgs[0])
         self.conv2 = ConvModule(narrow, width, kernel_size=1, conv_cfg=conv_cfg, act_cfg=act_cfgs[1])
 
@@ -73,7 +75,7 @@ class SELayer(BaseModule):
         """Weight the channels.
 
         Args:
-            x: Features of shape ``(N, channels, H, W)``.
+            x: Features of shape ``(N, channels, H, W)``, or of ``conv_cfg``'s number of dimensions.
 
         Returns:
             Features of the same shape.

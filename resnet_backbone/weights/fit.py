@@ -140,8 +140,8 @@ def _is_added(name: str, common: str, plugins: set[str], rest: Mapping[str, Tens
 
 
 def _adapt_input(common: str, value: Tensor, own: Tensor, result: Fit) -> Tensor:
-    """Fit the first convolution of a network for three channels to another number of them."""
-    if common not in ("conv1.weight", "stem.0.weight") or value.dim() != own.dim() or value.dim() < 3:
+    """Fit the first convolution of a network for colour images to another number of channels."""
+    if common not in ("conv1.weight", "stem.0.weight") or value.dim() != own.dim() or value.dim() != 4:
         return value
     channels = own.shape[1]
     if value.shape[1] != 3 or channels == 3 or value.shape[:1] + value.shape[2:] != own.shape[:1] + own.shape[2:]:

@@ -229,6 +229,12 @@ _SEQUENTIAL: Rules = (
     *((rf"^{index}\.(?=\d+\.)", f"layer{index - 3}.") for index in (4, 5, 6, 7)),
 )
 
+
+# Three branches, of kernel size 3, 5 and 7, each stage of each a layer of its own.
+_MULTI_SCALE: Rules = tuple(
+    (rf"^layer{size}x{size}_(\d)\.", rf"layer\1.branches.{index}.") for index, size in enumerate((3, 5, 7))
+)
+
 FAMILIES: tuple[Family, ...] = (
     Family("torchvision", "layer1.0.conv1.weight", _unchanged),
     Family("detectron2", "res2.0.conv1.weight", _detectron2),
@@ -237,6 +243,8 @@ FAMILIES: tuple[Family, ...] = (
     Family("timm RegNet", "s1.b1.conv1.conv.weight", _pycls),
     Family("transformers", "encoder.stages.0.layers.0.layer.0.convolution.weight", _transformers),
     Family("nn.Sequential of torchvision's layers", "4.0.conv1.weight", _by_rules(_SEQUENTIAL)),
+    Family("resnet_backbone's MultiScaleResNet1d", "layer1.branches.0.0.conv1.weight", _unchanged),
+    Family("Multi-Scale-1D-ResNet", "layer3x3_1.0.conv1.weight", _by_rules(_MULTI_SCALE)),
 )
 
 # Who writes torchvision's names with something of their own beside them: told by the keys of the whole state dict.

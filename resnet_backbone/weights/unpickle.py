@@ -60,6 +60,7 @@ _INERT = (
     "mmcv.utils.config.",
     "mmengine.config.",
     "mmengine.logging.history_buffer.",
+    "mmengine.optim.",
     "numpy.random.",
     "omegaconf.",
     "pathlib.",

@@ -26,6 +26,8 @@ def wants(resolved: Resolved, checkpoint: Any, file: File) -> tuple[Preprocessin
         known = Preprocessing(tuple(values["mean"]), tuple(values["std"]), values["bgr_to_rgb"]) if values else None
         return known, provenance.get("style")
     preprocessing = resolved.preprocessing or from_meta(meta)
+    if not _sees_images(file):
+        return preprocessing, resolved.style
     family, network = file.candidate.family.name, file.network
     plain = network is not None and network.groups == 1
     if family in ("Caffe2", "detectron2"):
@@ -39,6 +41,12 @@ def wants(resolved: Resolved, checkpoint: Any, file: File) -> tuple[Preprocessin
     if preprocessing is None and "backbone" in file.candidate.prefix and "bottom_up" not in file.candidate.prefix:
         return None, resolved.style
     return preprocessing or IMAGENET_RGB, resolved.style or ("pytorch" if preprocessing is None else None)
+
+
+def _sees_images(file: File) -> bool:
+    """Whether the network is for images, not for signals or volumes, as its first convolution tells."""
+    first = file.tensors.get("conv1.weight", file.tensors.get("stem.0.weight"))
+    return first is None or first.dim() == 4
 
 
 def warnings_about(

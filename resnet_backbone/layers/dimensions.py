@@ -1,0 +1,136 @@
+"""How many dimensions features have: 1 for signals, 2 for images, 3 for volumes and videos.
+
+``conv_cfg`` decides it for a whole network; whatever else depends on it asks here.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.utils import _single
+
+from ..builders import conv_type, norm_type
+from ..errors import ArgumentError
+from .conv_norm import is_graph_wanted
+
+__all__ = ["adaptive_avg_pool", "avg_pool", "check_dims", "layout", "max_pool", "memory_format", "spatial_dims_of"]
+
+Cfg = dict[str, Any]
+
+_CONVS: Mapping[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+# Group norm, layer norm and synchronised batch norm take any number of dimensions.
+_NORMS: Mapping[int, tuple[type[nn.Module], ...]] = {
+    1: (nn.BatchNorm1d, nn.InstanceNorm1d),
+    2: (nn.BatchNorm2d, nn.InstanceNorm2d),
+    3: (nn.BatchNorm3d, nn.InstanceNorm3d),
+}
+_AXES: Mapping[int, str] = {1: "L", 2: "H, W", 3: "T, H, W"}
+
+
+def spatial_dims_of(conv_cfg: Cfg | None) -> int:
+    """Return how many dimensions a convolution runs over: 1, 2 or 3.
+
+    Args:
+        conv_cfg: Its config; ``None`` means ``dict(type='Conv2d')``.
+
+    Raises:
+        ArgumentError: ``conv_cfg`` is no dict with a registered type.
+    """
+    # Whatever is none of PyTorch's convolutions (deformable ones, say) is written for images.
+    return _find(conv_type(conv_cfg), _CONVS) or 2
+
+
+def check_dims(conv_cfg: Cfg | None, norm_cfg: Cfg) -> None:
+    """Refuse norm layers that are made for another number of dimensions than the convolutions.
+
+    Args:
+        conv_cfg: Config of the convolutions.
+        norm_cfg: Config of the norm layers.
+
+    Raises:
+        ArgumentError: They differ; or one of the two is no dict with a registered type.
+    """
+    dims = spatial_dims_of(conv_cfg)
+    layer_type = norm_type(norm_cfg)
+    norm_dims = _find(layer_type, _NORMS)
+    if norm_dims is None or norm_dims == dims:
+        return
+    kind = "IN" if issubclass(layer_type, nn.modules.instancenorm._InstanceNorm) else "BN"
+    suited = f"{kind}{'' if dims == 2 else f'{dims}d'}"
+    conv = "Conv2d" if conv_cfg is None else conv_cfg["type"]
+    raise ArgumentError(
+        f"norm_cfg must normalise what conv_cfg returns: got norm_cfg={dict(norm_cfg)!r}, for features "
+        f"(N, C, {_AXES[norm_dims]}), and convolutions of type {conv!r}, for (N, C, {_AXES[dims]}). "
+        f"Write norm_cfg=dict(type='{suited}')"
+        + (f", or conv_cfg=dict(type='Conv{norm_dims}d')" if conv_cfg is None else "")
+    )
+
+
+def layout(dims: int, channels: Any = "C") -> str:
+    """Write down the axes of features, such as ``'(N, C, H, W)'``.
+
+    Args:
+        dims: 1, 2 or 3.
+        channels: Number of channels, or a letter for it.
+    """
+    return f"(N, {channels}, {_AXES[dims]})"
+
+
+def memory_format(dims: int) -> torch.memory_format:
+    """Return the format that keeps the channels of a position together.
+
+    Args:
+        dims: 1, 2 or 3.
+
+    Raises:
+        ArgumentError: ``dims`` is 1, for which PyTorch has no such format.
+    """
+    if dims == 1:
+        raise ArgumentError("channels_last must be False for signals (N, C, L), which have no such format, got True")
+    return torch.channels_last if dims == 2 else torch.channels_last_3d
+
+
+class MaxPool1d(nn.MaxPool1d):
+    """Max pooling that exports with a dynamic length, which torch.export takes for a constant in PyTorch's own.
+
+    In a graph it is the pooling of an image of one row. That is the same, and slower without gradients.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool features of shape ``(N, C, L)``."""
+        if not is_graph_wanted():
+            return cast(Tensor, super().forward(x))
+        (size,), (stride,), (padding,) = _single(self.kernel_size), _single(self.stride), _single(self.padding)
+        return F.max_pool2d(x.unsqueeze(-2), (1, size), (1, stride), (0, padding)).squeeze(-2)
+
+
+def max_pool(dims: int, kernel_size: int, stride: int, padding: int) -> nn.Module:
+    """Build max pooling over ``dims`` dimensions."""
+    pool = {1: MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}[dims]
+    return pool(kernel_size=kernel_size, stride=stride, padding=padding)
+
+
+def avg_pool(dims: int, size: int) -> nn.Module:
+    """Build averaging over ``size`` positions along each dimension.
+
+    It returns the size that a strided convolution would; positions outside of the input do not count.
+    """
+    pool: Any = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}[dims]
+    built: nn.Module = pool(size, size, ceil_mode=True, count_include_pad=False)
+    return built
+
+
+def adaptive_avg_pool(dims: int) -> nn.Module:
+    """Build averaging over all positions."""
+    return {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}[dims](1)
+
+
+def _find(layer_type: Any, table: Mapping[int, Any]) -> int | None:
+    if not inspect.isclass(layer_type):
+        return None
+    return next((dims for dims, bases in table.items() if issubclass(layer_type, bases)), None)
