@@ -20,9 +20,9 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _few_threads():
-    """The networks here are too small to share out; two threads leave room for whatever else runs."""
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+def _one_thread():
+    """The networks here are so small that threads wait for each other longer than they compute."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

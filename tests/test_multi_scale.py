@@ -22,15 +22,6 @@ TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 REFERENCE = dict(padding="reference", num_classes=6)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Threads that wait for each other take longer than these networks."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def small(depth=(1, 1, 1), **arguments):
     return MultiScaleResNet1d(depth, **dict(dict(in_channels=2, base_channels=4), **arguments))
 

@@ -17,15 +17,6 @@ from resnet_backbone.signals import Accuracy, SignalClassifier, UCRSignals, load
 CONFIG = "signals/multi-scale-resnet1d_gunpoint.py"
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Threads that wait for each other take longer than these networks."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @functools.cache
 def accuracy_of_nearest_neighbour():
     """1-NN with DTW over the whole window: what the UCR archive compares every classifier with."""

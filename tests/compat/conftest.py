@@ -6,6 +6,7 @@ import importlib
 from pathlib import Path
 
 import pytest
+import torch
 
 HERE = Path(__file__).parent
 
@@ -39,3 +40,12 @@ def bit_exact(request: pytest.FixtureRequest):
 def pytest_terminal_summary(terminalreporter) -> None:
     for kind, names in BIT_EXACT.items():
         terminalreporter.write_line(f"bit-exact with mmdet: {len(names)} {kind}")
+
+
+@pytest.fixture(autouse=True, scope="package")
+def _two_threads():
+    """Whole detectors are large enough for them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

@@ -27,15 +27,6 @@ LAYERS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Threads that wait for each other take longer than these networks."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def small(cls=ResNet, depth=18, dims=1, **arguments):
     return cls(depth, **dict(dict(in_channels=2, base_channels=4, **KINDS[dims]), **arguments))
 

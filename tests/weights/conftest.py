@@ -4,14 +4,6 @@ from torch import nn
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
 def hub_dir(tmp_path, monkeypatch):
     """A cache of its own for each test."""
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
