@@ -95,10 +95,11 @@ def test_freezing_and_norm_eval_hold_in_every_mode(arguments):
 
 @given(arguments=backbones())
 def test_state_dict_round_trip(arguments):
-    backbone = shake(ResNet(**arguments)).eval()
-    twin = ResNet(**arguments).eval()
+    # In double precision: ConvWS before statistics that were never gathered grows past what fp32 holds.
+    backbone = shake(ResNet(**arguments)).double().eval()
+    twin = ResNet(**arguments).double().eval()
     twin.load_state_dict(backbone.state_dict())
-    x = torch.rand(1, arguments["in_channels"], 32, 32)
+    x = torch.rand(1, arguments["in_channels"], 32, 32).double()
     with torch.no_grad():
         assert_same_bits(twin(x), backbone(x))
 
