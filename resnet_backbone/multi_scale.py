@@ -103,7 +103,7 @@ class MultiScaleResNet1d(ResNet):
     Raises:
         ArgumentError: An argument has a value that is not allowed.
 
-    Example:
+    Examples:
         >>> import torch
         >>> backbone = MultiScaleResNet1d(in_channels=12).eval()
         >>> [tuple(level.shape) for level in backbone(torch.rand(2, 12, 1000))]

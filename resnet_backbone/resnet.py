@@ -102,7 +102,7 @@ class ResNet(BaseModule):
         ArgumentError: An argument has a value that is not allowed. It is a ``ValueError`` and an ``AssertionError``;
             for an invalid ``depth`` or an unknown layer type a ``KeyError`` too, for a wrong type a ``TypeError`` too.
 
-    Example:
+    Examples:
         >>> import torch
         >>> backbone = ResNet(depth=18).eval()
         >>> [tuple(level.shape) for level in backbone(torch.rand(1, 3, 64, 64))]

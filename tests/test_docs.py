@@ -29,12 +29,30 @@ def test_block_runs(page, line, code, tmp_path, monkeypatch):
     exec(compile("\n" * (line - 1) + code, str(page), "exec"), {"__name__": "__main__"})
 
 
-@pytest.fixture(scope="module")
-def signals_example():
-    spec = importlib.util.spec_from_file_location("signals_example", ROOT / "docs/examples/signals.py")
+def example(name):
+    spec = importlib.util.spec_from_file_location(f"{name}_example", ROOT / f"docs/examples/{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def signals_example():
+    return example("signals")
+
+
+def test_example_of_freezing_draws_what_the_networks_do(tmp_path):
+    freezing = example("freezing")
+    cells = {title.split(":")[0]: parts for title, parts in freezing.table().items()}
+    usual = cells["mmdet's configs"]
+    assert [usual[part] for part in ("stem", "layer1", "layer2")] == [(False,) * 3] * 2 + [(True, True, False)]
+    assert set(cells["everything trains"].values()) == {(True, True, True)}
+    assert set(cells["a fixed extractor"].values()) == {(False, False, False)}
+    assert cells["caffe weights"]["layer4"] == (True, False, False)
+    assert cells["fine-tuning"]["layer3"].folds == "folds once"
+    assert cells["fine-tuning"]["layer4"].folds == "folds each step"
+    freezing.main(["--out", str(tmp_path / "freezing.png")])
+    assert (tmp_path / "freezing.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_example_of_signals_beats_nearest_neighbour_and_draws(signals_example, tmp_path, capsys):

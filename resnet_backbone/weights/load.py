@@ -56,7 +56,7 @@ def load_pretrained(
     Raises:
         CheckpointError: The file cannot be had or read, or does not fit; the subclasses tell these apart.
 
-    Example:
+    Examples:
         >>> from resnet_backbone import ResNet, load_pretrained
         >>> report = load_pretrained(ResNet(depth=18), "torchvision://resnet18")  # doctest: +SKIP
         >>> print(report)  # doctest: +SKIP
