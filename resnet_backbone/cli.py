@@ -36,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"resnet_backbone {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     _add_demo(commands)
+    _add_info(commands)
     _add_weights(commands)
     _add_convert(commands)
     _add_bench(commands)
@@ -53,6 +54,30 @@ def _demo(arguments: argparse.Namespace) -> int:
     from .demo import run_demo
 
     return run_demo(arguments.image, arguments.out)
+
+
+def _add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("info", help="show what a backbone is made of and what it costs, stage by stage")
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("--config", metavar="FILE", help="config with the backbone")
+    target.add_argument("--depth", type=int, default=50, metavar="N", help="depth of the ResNet (%(default)s)")
+    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="arguments of the backbone")
+    parser.add_argument("--frozen-stages", type=int, metavar="N", help="the same as --cfg-options frozen_stages=N")
+    parser.add_argument("--size", type=int, nargs="+", metavar="N", help="height and width of the input (224 224)")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="images in the batch (%(default)s)")
+    parser.add_argument("--eval", action="store_true", help="in eval mode (default: as it trains)")
+    parser.set_defaults(run=_info)
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from .info.command import show_info
+
+    options = list(arguments.cfg_options)
+    if arguments.frozen_stages is not None:
+        options.append(f"frozen_stages={arguments.frozen_stages}")
+    return show_info(
+        arguments.config, arguments.depth, options, arguments.size, arguments.batch, evaluate=arguments.eval
+    )
 
 
 def _add_weights(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -73,11 +98,17 @@ def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from .bench.command import add_arguments, run_bench
+    from .bench.options import add_arguments
 
     parser = commands.add_parser("bench", help="time the backbone beside its peers, and weigh what it keeps")
     add_arguments(parser)
-    parser.set_defaults(run=run_bench)
+    parser.set_defaults(run=_bench)
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from .bench.command import run_bench
+
+    return run_bench(arguments)
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..configs import load_backbone_cfg
 from ..errors import ArgumentError
 from ..registry import build_backbone
 from ..version import __version__
@@ -120,23 +121,11 @@ def _provenance(source: str, report: LoadReport) -> dict[str, Any]:
 
 def _backbone(source: str, config: str | None, depth: int | None, prefix: str | None) -> nn.Module:
     if config is not None:
-        return _from_config(config)
+        return build_backbone(load_backbone_cfg(config))
     if depth is not None:
         return build_backbone({"type": "ResNet", "depth": depth})
     resolved, checkpoint = open_checkpoint(source)
     return _for_file(find_network(checkpoint, prefix, resolved.origin)[0], resolved.origin)
-
-
-def _from_config(config: str) -> nn.Module:
-    from mmengine.config import Config
-
-    root = Config.fromfile(config)
-    model: Any = root.get("model", root)
-    backbone: Any = model.get("backbone", model) if hasattr(model, "get") else {}
-    if not hasattr(backbone, "items") or "type" not in backbone:
-        raise ArgumentError(f"{config} has neither model.backbone nor backbone with a type")
-    cfg = {key: value for key, value in backbone.items() if key not in ("init_cfg", "pretrained")}
-    return build_backbone(cfg)
 
 
 def _for_file(file: File, origin: str) -> nn.Module:
