@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_weights(commands)
     _add_convert(commands)
     _add_bench(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -109,6 +110,17 @@ def _bench(arguments: argparse.Namespace) -> int:
     from .bench.command import run_bench
 
     return run_bench(arguments)
+
+
+def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("doctor", help="say what works in this environment, and what mends the rest")
+    parser.set_defaults(run=_doctor)
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from .doctor.command import run_doctor
+
+    return run_doctor()
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:
