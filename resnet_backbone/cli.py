@@ -36,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"resnet_backbone {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     _add_demo(commands)
+    _add_features(commands)
     _add_info(commands)
     _add_weights(commands)
     _add_convert(commands)
@@ -55,6 +56,23 @@ def _demo(arguments: argparse.Namespace) -> int:
     from .demo import run_demo
 
     return run_demo(arguments.image, arguments.out)
+
+
+def _add_features(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("features", help="draw what a backbone makes of a photograph, level by level")
+    parser.add_argument("image", metavar="IMAGE", help="the photograph")
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("--config", metavar="FILE", help="config with the backbone")
+    target.add_argument("--depth", type=int, metavar="N", help="depth of the ResNet (default: the weights', or 50)")
+    parser.add_argument("--weights", metavar="SOURCE", help="a path, a URL, torchvision://resnet50, ... (random)")
+    parser.add_argument("--out", metavar="FILE", default="features.png", help="picture to write (%(default)s)")
+    parser.set_defaults(run=_features)
+
+
+def _features(arguments: argparse.Namespace) -> int:
+    from .features import run_features
+
+    return run_features(arguments.image, arguments.config, arguments.depth, arguments.weights, arguments.out)
 
 
 def _add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
