@@ -17,7 +17,15 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from .errors import ArgumentError, ArgumentTypeError, UnknownNameError, did_you_mean
 
-__all__ = ["build_conv_layer", "build_norm_layer", "build_plugin_layer", "check_dcn_type", "conv_type", "norm_type"]
+__all__ = [
+    "build_conv_layer",
+    "build_norm_layer",
+    "build_plugin_layer",
+    "check_dcn_type",
+    "conv_type",
+    "is_norm",
+    "norm_type",
+]
 
 LayerCfg = dict[str, Any]
 
@@ -65,7 +73,7 @@ def norm_type(cfg: LayerCfg) -> Any:
         ArgumentTypeError: ``cfg`` is no dict.
         UnknownNameError: ``cfg`` has no ``type``, or one that is not registered.
     """
-    return _check_cfg("norm_cfg", cfg, _is_norm)
+    return _check_cfg("norm_cfg", cfg, is_norm)
 
 
 def check_dcn_type(dcn: LayerCfg) -> None:
@@ -195,7 +203,8 @@ def _is_deform_conv(layer_type: type) -> bool:
     return issubclass(layer_type, nn.Module) and "DeformConv" in layer_type.__name__
 
 
-def _is_norm(layer_type: type) -> bool:
+def is_norm(layer_type: type) -> bool:
+    """Whether a class is a norm layer of PyTorch's, or derived from one."""
     return issubclass(layer_type, _NORMS)
 
 

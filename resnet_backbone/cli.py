@@ -36,9 +36,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"resnet_backbone {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     _add_demo(commands)
+    _add_features(commands)
+    _add_info(commands)
     _add_weights(commands)
     _add_convert(commands)
     _add_bench(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -53,6 +56,47 @@ def _demo(arguments: argparse.Namespace) -> int:
     from .demo import run_demo
 
     return run_demo(arguments.image, arguments.out)
+
+
+def _add_features(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("features", help="draw what a backbone makes of a photograph, level by level")
+    parser.add_argument("image", metavar="IMAGE", help="the photograph")
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("--config", metavar="FILE", help="config with the backbone")
+    target.add_argument("--depth", type=int, metavar="N", help="depth of the ResNet (default: the weights', or 50)")
+    parser.add_argument("--weights", metavar="SOURCE", help="a path, a URL, torchvision://resnet50, ... (random)")
+    parser.add_argument("--out", metavar="FILE", default="features.png", help="picture to write (%(default)s)")
+    parser.set_defaults(run=_features)
+
+
+def _features(arguments: argparse.Namespace) -> int:
+    from .features import run_features
+
+    return run_features(arguments.image, arguments.config, arguments.depth, arguments.weights, arguments.out)
+
+
+def _add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("info", help="show what a backbone is made of and what it costs, stage by stage")
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("--config", metavar="FILE", help="config with the backbone")
+    target.add_argument("--depth", type=int, default=50, metavar="N", help="depth of the ResNet (%(default)s)")
+    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="arguments of the backbone")
+    parser.add_argument("--frozen-stages", type=int, metavar="N", help="the same as --cfg-options frozen_stages=N")
+    parser.add_argument("--size", type=int, nargs="+", metavar="N", help="height and width of the input (224 224)")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="images in the batch (%(default)s)")
+    parser.add_argument("--eval", action="store_true", help="in eval mode (default: as it trains)")
+    parser.set_defaults(run=_info)
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from .info.command import show_info
+
+    options = list(arguments.cfg_options)
+    if arguments.frozen_stages is not None:
+        options.append(f"frozen_stages={arguments.frozen_stages}")
+    return show_info(
+        arguments.config, arguments.depth, options, arguments.size, arguments.batch, evaluate=arguments.eval
+    )
 
 
 def _add_weights(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -73,11 +117,28 @@ def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from .bench.command import add_arguments, run_bench
+    from .bench.options import add_arguments
 
     parser = commands.add_parser("bench", help="time the backbone beside its peers, and weigh what it keeps")
     add_arguments(parser)
-    parser.set_defaults(run=run_bench)
+    parser.set_defaults(run=_bench)
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from .bench.command import run_bench
+
+    return run_bench(arguments)
+
+
+def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("doctor", help="say what works in this environment, and what mends the rest")
+    parser.set_defaults(run=_doctor)
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from .doctor.command import run_doctor
+
+    return run_doctor()
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:

@@ -1,12 +1,15 @@
-"""Where the configs that ship with the package lie."""
+"""Where the configs that ship with the package lie, and the backbone that a config asks for."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
 
 from .errors import ArgumentError, did_you_mean
 
-__all__ = ["config_path"]
+__all__ = ["config_path", "load_backbone_cfg"]
 
 CONFIGS = Path(__file__).parent / ".mim" / "configs"
 
@@ -28,3 +31,30 @@ def config_path(name: str) -> str:
         known = sorted(file.relative_to(CONFIGS).as_posix() for file in CONFIGS.rglob("*.py"))
         raise ArgumentError(f"no config {name!r} ships with resnet_backbone.{did_you_mean(name, known)}")
     return str(path)
+
+
+def load_backbone_cfg(config: str) -> dict[str, Any]:
+    """Read the config of a backbone out of a config file, without what loads weights.
+
+    Args:
+        config: Path of a config with a ``model.backbone``, a ``backbone``, or a ``type`` of its own; or the name of a
+            config that ships with the package.
+
+    Returns:
+        The backbone's config: ``dict(type='ResNet', depth=50, ...)``.
+
+    Raises:
+        ArgumentError: There is no such file, it cannot be read as a config, or it has no backbone.
+    """
+    try:
+        root = Config.fromfile(config if Path(config).exists() else config_path(config))
+    except ArgumentError as error:
+        raise ArgumentError(f"config {config!r} is no file, and {error}") from None
+    except Exception as error:  # a config is code: it may fail in any way
+        reason = " ".join(str(error).split())
+        raise ArgumentError(f"config {config!r} cannot be read: {type(error).__name__}: {reason}") from error
+    model: Any = root.get("model", root)
+    backbone: Any = model.get("backbone", model) if hasattr(model, "get") else {}
+    if not hasattr(backbone, "items") or "type" not in backbone:
+        raise ArgumentError(f"config {config!r} has neither model.backbone nor backbone with a type")
+    return {key: value for key, value in backbone.items() if key not in ("init_cfg", "pretrained")}

@@ -15,7 +15,7 @@ from .blocks import BasicBlock, Bottleneck, ResidualBlock
 from .layers.conv_norm import fold, is_foldable, norm_as_affine
 from .layers.deform import ModulatedDeformConv2dPack
 
-__all__ = ["fold_for_good"]
+__all__ = ["computes_as_ours", "fold_for_good"]
 
 Pairs = Iterable[tuple[str, str]]
 
@@ -67,7 +67,7 @@ def fold_for_good(backbone: nn.Module, stem: Pairs) -> None:
 
 def _pairs_in(part: nn.Module) -> Pairs:
     """The names of the convolutions that ``part`` runs right before a norm layer, each with the norm layer's."""
-    if isinstance(part, ResidualBlock) and _computes_as_ours(part):
+    if isinstance(part, ResidualBlock) and computes_as_ours(part):
         return part.conv_norm_names
     if isinstance(part, ConvModule) and part.with_norm and part.order.index("norm") == part.order.index("conv") + 1:
         return [("conv", part.norm_name)]
@@ -77,7 +77,7 @@ def _pairs_in(part: nn.Module) -> Pairs:
     return []
 
 
-def _computes_as_ours(block: ResidualBlock) -> bool:
+def computes_as_ours(block: ResidualBlock) -> bool:
     """Whether a block, a subclass's perhaps, runs its convolutions and norm layers in the order of ours."""
     return type(block).forward is ResidualBlock.forward and type(block)._residual_and_shortcut in (
         BasicBlock._residual_and_shortcut,

@@ -23,16 +23,15 @@ PAPER, INK, FAINT = "#ffffff", "#16181d", "#5b6270"
 COLOURS = "inferno"
 DPI = 110
 NOTES = """\
-Each row is one level of the pyramid; one square
-is one position of that level.
+Each row is one level of the pyramid.
 
-Energy is the root mean square over all channels
-of a position, laid over the photograph: grey where
-the level is weak, bright where it is strong.
+Energy: the root mean square over all channels of
+a position, laid over the photograph. Grey where the
+level is weak, bright where it is strong.
 
-The channels shown are those of highest energy.
-The number under each is its index. Each is scaled
-to its own range, dark to bright."""
+Strongest channels: those of highest energy, with
+their numbers. One square is one position. Each map
+is scaled to its own range."""
 
 
 class Level(NamedTuple):
@@ -63,7 +62,12 @@ def strongest_channels(features: Array, count: int) -> list[int]:
 
 
 def draw_feature_pyramid(
-    photo: Array, levels: Sequence[Level], title: str, facts: Sequence[str] = (), num_channels: int = 6
+    photo: Array,
+    levels: Sequence[Level],
+    title: str,
+    facts: Sequence[str] = (),
+    num_channels: int = 12,
+    remark: str = "",
 ) -> Figure:
     """Draw a photograph and what each level of a feature pyramid makes of it.
 
@@ -73,24 +77,38 @@ def draw_feature_pyramid(
         title: The headline.
         facts: Short lines under the photograph: its size, where the weights come from.
         num_channels: How many channels to show per level, at most.
+        remark: What to keep in mind, under the explanations; a few short lines.
 
     Returns:
         The figure; its ``savefig`` writes it.
     """
     num_channels = min(num_channels, *(len(level.features) for level in levels))
-    page = _Page(photo, rows=len(levels), num_channels=num_channels)
+    subtitle = "   ·   ".join(facts)
+    notes = f"{NOTES}\n\n{remark}" if remark else NOTES
+    # Inches that a letter of each takes, roughly.
+    head_width = max(0.21 * len(title), 0.1 * len(subtitle))
+    page = _Page(photo, len(levels), num_channels, head_width, note_lines=notes.count("\n") + 1)
     page.text(page.margin, 0.62, title, size=24, weight="bold")
-    page.text(page.margin, 0.98, "   ·   ".join(facts), size=12, colour=FAINT)
+    page.text(page.margin, 0.98, subtitle, size=12, colour=FAINT)
     page.text(page.energy_left, page.head - 0.14, "energy", size=11, weight="bold")
-    page.text(page.channel_left(0), page.head - 0.14, "strongest channels", size=11, weight="bold")
+    page.text(page.channels_left, page.head - 0.14, "strongest channels", size=11, weight="bold")
 
     axes = page.axes(page.margin, page.head, page.photo_width, page.photo_height)
     axes.imshow(photo, interpolation="antialiased")
     page.text(page.margin, page.head - 0.14, "photograph", size=11, weight="bold")
-    page.text(page.margin, page.head + page.photo_height + 0.2, NOTES, size=10.5, colour=FAINT, va="top")
+    _explain(page, notes)
     for index, level in enumerate(levels):
         _draw_level(page, photo, index, level, num_channels)
     return page.figure
+
+
+def _explain(page: _Page, notes: str) -> None:
+    top = page.head + page.photo_height + 0.3
+    bar = page.axes(page.margin + 0.5, top, 2.4, 0.14)
+    bar.imshow(np.linspace(0, 1, 256)[None], cmap=COLOURS, aspect="auto")
+    page.text(page.margin, top + 0.12, "weak", size=10.5, colour=FAINT)
+    page.text(page.margin + 3.0, top + 0.12, "strong", size=10.5, colour=FAINT)
+    page.text(page.margin, top + 0.4, notes, size=10.5, colour=FAINT, va="top")
 
 
 class _Page:
@@ -98,30 +116,39 @@ class _Page:
 
     margin: float = 0.4
     head: float = 1.6
-    gap: float = 0.09
-    label: float = 1.35
+    gap: float = 0.08
+    label: float = 1.55
 
-    def __init__(self, photo: Array, rows: int, num_channels: int) -> None:
+    def __init__(self, photo: Array, rows: int, num_channels: int, head_width: float, note_lines: int) -> None:
         from matplotlib.figure import Figure
 
         aspect: float = photo.shape[1] / photo.shape[0]
-        # Tiles have the photograph's shape, and about one area whatever that is.
-        self.tile_height = float(np.clip(np.sqrt(2.7 / aspect), 0.6, 2.2))
+        self.notes = 0.8 + 0.22 * note_lines
+        # Pictures have the photograph's shape, and about one area whatever that is; four channels fill one's.
+        self.tile_height = float(np.clip(np.sqrt(4.6 / aspect), 1.3, 2.8))
         self.tile_width: float = self.tile_height * aspect
-        self.row = max(self.tile_height, 1.2) + 0.32
-        # The photograph leaves room for the notes under it, and is as wide as they are at least.
-        self.photo_height = max(self.row * rows - 2.5, 3.6 / aspect)
+        self.map_height = (self.tile_height - self.gap) / 2
+        self.map_width = self.map_height * aspect
+        self.row = self.tile_height + 0.32
+        # The photograph leaves room for the notes under it.
+        self.photo_height = max(self.row * rows - self.notes, 4.0)
         self.photo_width = min(self.photo_height * aspect, 6.0)
         self.photo_height = self.photo_width / aspect
         self.grid_left = self.margin + max(self.photo_width, 3.9) + 0.5
         self.energy_left = self.grid_left + self.label
-        self.width = self.channel_left(num_channels) - self.gap + self.margin
-        self.height = self.head + max(self.row * rows, self.photo_height + 2.5) + 0.1
+        self.channels_left = self.energy_left + self.tile_width + 4 * self.gap
+        self.columns = -(-num_channels // 2)
+        # The heading stands over the maps, however few.
+        maps_width = max(self.columns * (self.map_width + self.gap) - self.gap, 1.6)
+        self.width = max(self.channels_left + maps_width, self.margin + head_width) + self.margin
+        self.height = self.head + max(self.row * rows, self.photo_height + self.notes) + 0.1
         self.figure = Figure(figsize=(self.width, self.height), dpi=DPI, facecolor=PAPER)
 
-    def channel_left(self, index: int) -> float:
-        """Left edge of a channel's tile; the energy's stands before the first."""
-        return self.energy_left + self.tile_width + 4 * self.gap + index * (self.tile_width + self.gap)
+    def map_at(self, row: int, position: int) -> tuple[float, float]:
+        """Left and top edge of a channel's map: those of a level stand in two lines."""
+        line, column = divmod(position, self.columns)
+        left = self.channels_left + column * (self.map_width + self.gap)
+        return left, self.row_top(row) + line * (self.map_height + self.gap)
 
     def row_top(self, index: int) -> float:
         """Top edge of a level's tiles."""
@@ -150,10 +177,11 @@ def _draw_level(page: _Page, photo: Array, index: int, level: Level, num_channel
     tile = page.axes(page.energy_left, top, page.tile_width, page.tile_height)
     tile.imshow(_overlay(photo, energy(level.features), level.stride), interpolation="antialiased")
     for position, channel in enumerate(strongest_channels(level.features, num_channels)):
-        left = page.channel_left(position)
-        tile = page.axes(left, top, page.tile_width, page.tile_height)
+        left, top = page.map_at(index, position)
+        tile = page.axes(left, top, page.map_width, page.map_height)
         _show_positions(tile, level.features[channel], photo, level.stride)
-        page.text(left, top + page.tile_height + 0.15, f"{channel}", size=8, colour=FAINT)
+        badge = {"facecolor": INK, "edgecolor": "none", "alpha": 0.75, "pad": 1.5}
+        page.text(left + 0.05, top + 0.15, f"{channel}", size=8, colour=PAPER, bbox=badge)
 
 
 def _overlay(photo: Array, values: Array, stride: int) -> Array:
@@ -161,7 +189,7 @@ def _overlay(photo: Array, values: Array, stride: int) -> Array:
     from matplotlib import colormaps
 
     grey = photo.astype(np.float64) @ np.array((0.299, 0.587, 0.114)) / 255
-    strength = _to_pixels(_scaled(values), photo, stride)
+    strength = _smooth(_scaled(values), photo, stride)
     colours = colormaps[COLOURS](0.25 + 0.75 * strength)[..., :3]
     weight = 0.8 * strength[..., None]
     mixed: Array = (1 - weight) * grey[..., None] + weight * colours
@@ -176,6 +204,16 @@ def _to_pixels(values: Array, photo: Array, stride: int) -> Array:
     """Repeat each position over the pixels that it stands for."""
     pixels: Array = values.repeat(stride, axis=0).repeat(stride, axis=1)
     return pixels[: photo.shape[0], : photo.shape[1]]
+
+
+def _smooth(values: Array, photo: Array, stride: int) -> Array:
+    """Interpolate between the middles of the squares that the positions stand for."""
+    from PIL import Image
+
+    height, width = values.shape
+    size = (width * stride, height * stride)
+    smooth: Array = np.asarray(Image.fromarray(values.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
+    return smooth[: photo.shape[0], : photo.shape[1]]
 
 
 def _scaled(values: Array) -> Array:

@@ -34,7 +34,7 @@ from .layers import ResLayer
 from .layers.conv_norm import conv_norm, conv_norm_sequence, forget_folded
 from .layers.dimensions import check_dims, layout, max_pool, memory_format, spatial_dims_of
 
-__all__ = ["FeatureInfo", "ResNet", "ResNetV1c", "ResNetV1d"]
+__all__ = ["FeatureInfo", "ResNet", "ResNetV1c", "ResNetV1d", "channels_of"]
 
 Cfg = dict[str, Any]
 
@@ -339,7 +339,7 @@ class ResNet(BaseModule):
         for index, (name, stride) in enumerate(zip(self.res_layers, self.strides)):
             reduction *= stride
             if index in self.out_indices:
-                infos.append(FeatureInfo(name, _channels_of(getattr(self, name)), reduction))
+                infos.append(FeatureInfo(name, channels_of(getattr(self, name)), reduction))
         return tuple(infos)
 
     @property
@@ -547,7 +547,7 @@ def _pretrained_init_cfg(checkpoint: str) -> Cfg:
     return {"type": "Pretrained", "checkpoint": checkpoint}
 
 
-def _channels_of(stage: nn.Module) -> int:
+def channels_of(stage: nn.Module) -> int:
     """Number of channels that a stage returns: what it says, or those of its last block's last convolution."""
     if hasattr(stage, "out_channels"):
         return cast(int, stage.out_channels)

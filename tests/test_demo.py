@@ -11,6 +11,7 @@ from PIL import Image
 
 from resnet_backbone import ResNet, demo
 from resnet_backbone.cli import main
+from resnet_backbone.features import load_photograph
 from resnet_backbone.figures import Level, draw_feature_pyramid, energy, strongest_channels
 from resnet_backbone.weights import sources
 from resnet_backbone.weights.errors import DownloadError
@@ -54,11 +55,12 @@ def test_random_weights_are_the_same_every_time(offline, capfd):
 
     cfg = Config.fromfile(config_path(demo.CONFIG)).model.backbone
     cfg["base_channels"] = 4
-    first, note = demo.build_with_weights(cfg)
+    first, note, is_random = demo.build_with_weights(cfg)
     torch.manual_seed(123)
-    second, _ = demo.build_with_weights(cfg)
+    second, *_ = demo.build_with_weights(cfg)
     assert_same_bits(first.state_dict().values(), second.state_dict().values())
     assert note.startswith("random weights (seed 0)")
+    assert is_random
     assert not first.training
 
 
@@ -70,27 +72,15 @@ def test_fetched_weights_are_used(monkeypatch, tmp_path, capfd):
     cfg = dict(
         type="ResNet", depth=18, base_channels=4, init_cfg=dict(type="Pretrained", checkpoint="torchvision://resnet18")
     )
-    backbone, note = demo.build_with_weights(cfg)
+    backbone, note, is_random = demo.build_with_weights(cfg)
     assert_same_bits(backbone.state_dict().values(), source.state_dict().values())
     assert note == "ImageNet weights, torchvision://resnet18"
+    assert not is_random
     assert capfd.readouterr() == ("", "")
 
 
-def test_image_is_normalised_as_torchvision_does():
-    photo = torch.tensor([[[0, 127, 255]]], dtype=torch.uint8)
-    seen = []
-
-    def backbone(x):
-        seen.append(x)
-        return (x,)
-
-    demo.extract(backbone, photo)
-    expected = torch.tensor([(0 - 0.485) / 0.229, (127 / 255 - 0.456) / 0.224, (1 - 0.406) / 0.225])
-    torch.testing.assert_close(seen[0], expected.reshape(1, 3, 1, 1))
-
-
 def test_default_photograph_is_grace_hopper():
-    photo = demo.load_photograph(None)
+    photo = load_photograph(None)
     assert photo.shape == (600, 512, 3)
     assert photo.dtype == torch.uint8
 
@@ -100,7 +90,7 @@ def test_photographs_are_turned_upright_and_made_small(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # lying on its side
     Image.new("L", (3000, 1500)).save(path, exif=exif)
-    assert demo.load_photograph(str(path)).shape == (1024, 512, 3)
+    assert load_photograph(str(path)).shape == (1024, 512, 3)
 
 
 @pytest.mark.parametrize(
@@ -166,8 +156,8 @@ def test_draws_photographs_of_any_shape(size, tmp_path):
         channels, rows, columns = level.features.shape
         size = f"stride {level.stride}\n{columns} \N{MULTIPLICATION SIGN} {rows}\n{channels} channels"
         assert size in texts
-    # The photograph, and per level its energy and as many channels as the poorest level has.
-    assert len(figure.axes) == 1 + len(levels) * (1 + 3)
+    # The photograph, the scale, and per level its energy and as many channels as the poorest level has.
+    assert len(figure.axes) == 2 + len(levels) * (1 + 3)
     for axes in figure.axes:
         box = axes.get_position()
         assert box.x0 >= 0

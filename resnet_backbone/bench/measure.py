@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ..kept import KeptTensors
 from .rows import BASELINE, Builder, Row, UnavailableError
 from .settings import Settings
 
@@ -160,21 +161,11 @@ def bytes_kept(model: nn.Module, forward: Callable[[], object]) -> int:
         model: Whose parameters and buffers do not count.
         forward: Computes something that requires grad.
     """
-    known = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
-    # Holding the tensors keeps their memory from being given to another.
-    saved: dict[int, Tensor] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        address = tensor.untyped_storage().data_ptr()
-        if address not in known:
-            saved[address] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with KeptTensors(model) as kept:
         out = forward()
-    kept = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+    size = kept.bytes()
     del out
-    return kept
+    return size
 
 
 @contextmanager

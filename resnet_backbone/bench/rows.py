@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..resnet import ResNet
+from .options import BASELINE
 from .settings import DTYPES, Settings
 
 __all__ = ["BASELINE", "Row", "UnavailableError", "rows_for"]
 
 Levels = Sequence[Tensor]
-BASELINE = "exact"
 
 
 class UnavailableError(Exception):

@@ -21,6 +21,7 @@ __all__ = [
     "conv_norm_sequence",
     "fold",
     "forget_folded",
+    "has_hooks",
     "is_foldable",
     "is_graph_wanted",
     "norm_as_affine",
@@ -71,7 +72,7 @@ def conv_norm_sequence(layers: nn.Module, x: Tensor, folded: bool) -> Tensor:
         x: Features of shape ``(N, C, ...)``.
         folded: As for ``conv_norm``.
     """
-    if not folded or type(layers) is not nn.Sequential or _has_hooks(layers):
+    if not folded or type(layers) is not nn.Sequential or has_hooks(layers):
         return cast(Tensor, layers(x))
     modules, index = list(layers), 0
     while index < len(modules):
@@ -96,8 +97,8 @@ def is_foldable(conv: nn.Module, norm: nn.Module) -> bool:
         and type(norm) in _NORMS
         and not norm.training
         and norm.running_mean is not None
-        and not _has_hooks(conv)
-        and not _has_hooks(norm)
+        and not has_hooks(conv)
+        and not has_hooks(norm)
     )
 
 
@@ -286,5 +287,6 @@ def _at_least_single(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody waits for the module itself to be called."""
     return any(getattr(module, hooks) for hooks in _HOOKS)

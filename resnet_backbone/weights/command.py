@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..configs import load_backbone_cfg
 from ..errors import ArgumentError
 from ..registry import build_backbone
 from ..version import __version__
@@ -20,7 +21,7 @@ from .load import load_pretrained
 from .report import LoadReport
 from .table import NAMED
 
-__all__ = ["convert", "show_report", "table_text"]
+__all__ = ["backbone_for", "convert", "show_report", "table_text"]
 
 
 def table_text() -> str:
@@ -54,7 +55,7 @@ def show_report(source: str, config: str | None, depth: int | None, prefix: str 
     Raises:
         ArgumentError: It would not load.
     """
-    backbone = _backbone(source, config, depth, prefix)
+    backbone = backbone_for(source, config, depth, prefix)
     return str(load_pretrained(backbone, source, prefix=prefix, strict=strict))
 
 
@@ -77,7 +78,7 @@ def convert(source: str, out: str, config: str | None, depth: int | None, prefix
     target = Path(out)
     if target.suffix not in (".safetensors", ".pth"):
         raise ArgumentError(f"OUT must end in .safetensors or .pth, got {out!r}")
-    backbone = _backbone(source, config, depth, prefix)
+    backbone = backbone_for(source, config, depth, prefix)
     report = load_pretrained(backbone, source, prefix=prefix)
     state = {name: value.contiguous() for name, value in backbone.state_dict().items() if name not in report.added}
     provenance = _provenance(source, report)
@@ -118,25 +119,24 @@ def _provenance(source: str, report: LoadReport) -> dict[str, Any]:
     }
 
 
-def _backbone(source: str, config: str | None, depth: int | None, prefix: str | None) -> nn.Module:
+def backbone_for(source: str, config: str | None, depth: int | None, prefix: str | None) -> nn.Module:
+    """Build the backbone that a checkpoint is for, without its weights.
+
+    Args:
+        source: The checkpoint.
+        config: A config file with the backbone.
+        depth: The depth of the ResNet; without either, the network that the file holds.
+        prefix: What precedes the network's names in the file.
+
+    Raises:
+        ArgumentError: The config or the depth is not allowed, or the file cannot be read or holds no known ResNet.
+    """
     if config is not None:
-        return _from_config(config)
+        return build_backbone(load_backbone_cfg(config))
     if depth is not None:
         return build_backbone({"type": "ResNet", "depth": depth})
     resolved, checkpoint = open_checkpoint(source)
     return _for_file(find_network(checkpoint, prefix, resolved.origin)[0], resolved.origin)
-
-
-def _from_config(config: str) -> nn.Module:
-    from mmengine.config import Config
-
-    root = Config.fromfile(config)
-    model: Any = root.get("model", root)
-    backbone: Any = model.get("backbone", model) if hasattr(model, "get") else {}
-    if not hasattr(backbone, "items") or "type" not in backbone:
-        raise ArgumentError(f"{config} has neither model.backbone nor backbone with a type")
-    cfg = {key: value for key, value in backbone.items() if key not in ("init_cfg", "pretrained")}
-    return build_backbone(cfg)
 
 
 def _for_file(file: File, origin: str) -> nn.Module:

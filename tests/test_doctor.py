@@ -1,0 +1,468 @@
+"""``resnet-backbone doctor``: each broken combination is named, with the command that mends it, wherever it runs."""
+
+import sys
+
+import pytest
+
+from resnet_backbone.cli import main
+from resnet_backbone.doctor import Facts, Probe, diagnose
+from resnet_backbone.doctor.command import report
+from resnet_backbone.doctor.finding import COMPONENTS
+from resnet_backbone.doctor.versions import release, satisfies
+from resnet_backbone.startup import starts_doctor
+
+LITE = {
+    "numpy": "2.4.6",
+    "torch": "2.12.1+cu126",
+    "torchvision": "0.27.1",
+    "setuptools": "81.0.0",
+    "mmengine": "0.10.7",
+    "mmcv-lite": "2.1.0",
+}
+MMDET = {**{name: LITE[name] for name in LITE if name != "mmcv-lite"}, "mmcv": "2.1.0", "mmdet": "3.3.0"}
+FORK = {"onedl-mmengine": "0.10.12", "onedl-mmcv": "2.3.6", "onedl-mmdetection": "3.5.1"}
+COMPILED = Probe(details={"ops": "yes"})
+NO_MMDET = Probe("ModuleNotFoundError: No module named 'mmdet'")
+REFUSED = "AssertionError: MMCV==2.2.0 is used but incompatible. Please install mmcv>=2.0.0rc4, <2.2.0."
+NO_EXT = "ModuleNotFoundError: No module named 'mmcv._ext'"
+SYMBOL = "ImportError: _ext.cpython-311-x86_64-linux-gnu.so: undefined symbol: _ZNK3c1010TensorImpl36is_contiguous"
+NMS = "RuntimeError: operator torchvision::nms does not exist"
+NO_PKG = "ModuleNotFoundError: No module named 'pkg_resources'"
+TOOLS = 'pip install "setuptools>=77.0.3,<81" wheel ninja psutil'
+COMPILE = "pip install --no-cache-dir --no-build-isolation"
+
+
+def facts(versions, wants="==2.12.1", **probes):
+    return Facts("3.11.7", versions, {**{name: Probe() for name in COMPONENTS}, **probes}, torchvision_wants=wants)
+
+
+def broken(found):
+    return {finding.component: finding for finding in diagnose(found) if finding.level == "broken"}
+
+
+HEALTHY = {
+    "mmcv-lite": facts(LITE, mmdet=NO_MMDET),
+    "mmdet": facts(MMDET, mmcv=COMPILED),
+    "the fork": facts({**{name: LITE[name] for name in ("numpy", "torch")}, **FORK}, mmcv=COMPILED),
+    # Its setuptools has no pkg_resources, and nobody asks for it.
+    "new setuptools, unasked": facts({**LITE, "setuptools": "84.0.0"}, mmdet=NO_MMDET, setuptools=Probe(NO_PKG)),
+    "mmcv without operators, without mmdet": facts(
+        {name: version for name, version in MMDET.items() if name != "mmdet"}, mmdet=NO_MMDET
+    ),
+    "a torchvision that asks for more and works": facts(LITE, wants="==2.12.0", mmdet=NO_MMDET),
+    "no torchvision": facts(
+        {name: LITE[name] for name in LITE if name != "torchvision"},
+        mmdet=NO_MMDET,
+        torchvision=Probe("ModuleNotFoundError: No module named 'torchvision'"),
+    ),
+}
+# What is broken, and the component, a part of the sentence and the whole command that are expected.
+BROKEN = {
+    "mmcv 2.2 with mmdet 3.3": (
+        facts({**MMDET, "mmcv": "2.2.0"}, mmcv=COMPILED, mmdet=Probe(REFUSED)),
+        "mmdet",
+        "3.3.0 takes mmcv from 2.0.0rc4 to below 2.2.0, and mmcv is 2.2.0",
+        f'pip uninstall -y mmcv && {TOOLS} && {COMPILE} "mmcv>=2.0.0rc4,<2.2.0"',
+    ),
+    "the fork's mmcv with mmdet 3.3": (
+        facts(
+            {**LITE, "onedl-mmcv": "2.3.6", "mmdet": "3.3.0"},
+            mmcv=COMPILED,
+            mmdet=Probe(REFUSED.replace("2.2.0 is", "2.3.6 is")),
+        ),
+        "mmcv",
+        "mmcv-lite 2.1.0 and onedl-mmcv 2.3.6 are installed over each other",
+        f'pip uninstall -y mmcv-lite onedl-mmcv && {TOOLS} && {COMPILE} "mmcv>=2.0.0rc4,<2.2.0"',
+    ),
+    "mmdet 3.3 among the fork's": (
+        facts(
+            {"torch": "2.12.1", "onedl-mmengine": "0.10.12", "onedl-mmcv": "2.3.6", "mmdet": "3.3.0"},
+            mmcv=COMPILED,
+            mmdet=Probe(REFUSED.replace("2.2.0 is", "2.3.6 is")),
+        ),
+        "mmdet",
+        "and mmcv is 2.3.6",
+        f"pip uninstall -y mmdet && {TOOLS} && pip install --no-build-isolation onedl-mmdetection",
+    ),
+    "mmengine too old for mmdet": (
+        facts(
+            {**MMDET, "mmengine": "0.6.0"},
+            mmcv=COMPILED,
+            mmdet=Probe(
+                "AssertionError: MMEngine==0.6.0 is used but incompatible. Please install mmengine>=0.7.1, <1.0.0."
+            ),
+        ),
+        "mmdet",
+        "takes mmengine from 0.7.1 to below 1.0.0, and mmengine is 0.6.0",
+        'pip install "mmengine>=0.7.1,<1.0.0"',
+    ),
+    "mmcv-lite with mmdet": (
+        facts({**LITE, "mmdet": "3.3.0"}, mmdet=Probe(NO_EXT)),
+        "mmcv",
+        "mmdet needs its compiled operators, and this mmcv-lite has none",
+        f'pip uninstall -y mmcv-lite && {TOOLS} && {COMPILE} "mmcv>=2.0.0rc4,<2.2.0"',
+    ),
+    "mmcv built without operators, with mmdet": (
+        facts(MMDET, mmdet=Probe(NO_EXT)),
+        "mmcv",
+        "this mmcv has none",
+        f'pip uninstall -y mmcv && {TOOLS} && {COMPILE} "mmcv>=2.0.0rc4,<2.2.0"',
+    ),
+    "mmcv built for another torch": (
+        facts(
+            {name: version for name, version in MMDET.items() if name != "mmdet"},
+            mmcv=Probe(details={"ops": "yes", "ops_error": SYMBOL}),
+            mmdet=NO_MMDET,
+        ),
+        "mmcv",
+        "undefined symbol",
+        f"pip uninstall -y mmcv && {TOOLS} && {COMPILE} mmcv==2.1.0",
+    ),
+    "torchvision of another torch": (
+        facts({**LITE, "torchvision": "0.26.0"}, wants="==2.11.0", torchvision=Probe(NMS), mmdet=NO_MMDET),
+        "torchvision",
+        "0.26.0 belongs to torch==2.11.0, and torch is 2.12.1+cu126: RuntimeError: operator torchvision::nms",
+        "pip install torch==2.12.1 torchvision",
+    ),
+    "torchvision for CPUs with torch for CUDA": (
+        facts({**LITE, "torchvision": "0.27.1+cpu"}, torchvision=Probe(NMS), mmdet=NO_MMDET),
+        "torchvision",
+        "0.27.1+cpu was built for another torch 2.12.1+cu126",
+        "pip install --force-reinstall --no-deps --no-cache-dir torchvision==0.27.1",
+    ),
+    "setuptools without pkg_resources": (
+        facts({**LITE, "setuptools": "82.0.0"}, setuptools=Probe(NO_PKG), mmengine=Probe(NO_PKG), mmdet=NO_MMDET),
+        "setuptools",
+        "mmengine imports pkg_resources, and setuptools 82.0.0 has it no more",
+        'pip install "setuptools<82"',
+    ),
+    "no setuptools": (
+        facts(
+            {name: LITE[name] for name in LITE if name != "setuptools"},
+            setuptools=Probe(NO_PKG),
+            mmengine=Probe(NO_PKG),
+            mmdet=NO_MMDET,
+        ),
+        "setuptools",
+        "setuptools, which has it, is not installed",
+        'pip install "setuptools<82"',
+    ),
+    "both mmengines, with mmdet": (
+        facts({**MMDET, "onedl-mmengine": "0.10.12"}, mmcv=COMPILED),
+        "mmengine",
+        "mmengine 0.10.7 and onedl-mmengine 0.10.12 are installed over each other",
+        "pip uninstall -y mmengine onedl-mmengine && pip install --no-deps mmengine==0.10.7",
+    ),
+    "both mmengines, with the fork": (
+        facts({**FORK, "torch": "2.12.1", "mmengine": "0.10.7"}, mmcv=COMPILED),
+        "mmengine",
+        "installed over each other",
+        "pip uninstall -y mmengine onedl-mmengine && pip install --no-deps onedl-mmengine==0.10.12",
+    ),
+    "both mmcvs, with the fork": (
+        facts({**FORK, "torch": "2.12.1", "mmcv": "2.1.0"}, mmcv=COMPILED),
+        "mmcv",
+        "mmcv 2.1.0 and onedl-mmcv 2.3.6 are installed over each other",
+        f"pip uninstall -y mmcv onedl-mmcv && {TOOLS} && {COMPILE} onedl-mmcv",
+    ),
+    "mmcv and mmcv-lite": (
+        facts({**LITE, "mmcv": "2.1.0"}, mmcv=COMPILED, mmdet=NO_MMDET),
+        "mmcv",
+        "mmcv 2.1.0 and mmcv-lite 2.1.0 are installed over each other",
+        'pip uninstall -y mmcv mmcv-lite && pip install "mmcv-lite>=2.1"',
+    ),
+    "both mmdets": (
+        facts({**MMDET, "onedl-mmdetection": "3.5.1"}, mmcv=COMPILED),
+        "mmdet",
+        "mmdet 3.3.0 and onedl-mmdetection 3.5.1 are installed over each other",
+        "pip uninstall -y mmdet onedl-mmdetection && pip install --no-deps mmdet==3.3.0",
+    ),
+    "numpy 2 with torch 2.2": (
+        facts(
+            {**LITE, "torch": "2.2.2", "torchvision": "0.17.2"},
+            wants="==2.2.2",
+            torch=Probe(details={"numpy_error": "Numpy is not available"}),
+            mmdet=NO_MMDET,
+        ),
+        "numpy",
+        "torch 2.2.2 was compiled for NumPy 1, and cannot share arrays with NumPy 2.4.6",
+        'pip install "numpy<2"',
+    ),
+    "no mmengine": (
+        facts(
+            {name: LITE[name] for name in LITE if name != "mmengine"},
+            mmengine=Probe("ModuleNotFoundError: No module named 'mmengine'"),
+            mmcv=Probe("ModuleNotFoundError: No module named 'mmengine'"),
+            resnet_backbone=Probe("ImportError: resnet_backbone needs mmengine and mmcv"),
+            mmdet=NO_MMDET,
+        ),
+        "mmengine",
+        "not installed",
+        "pip install mmengine",
+    ),
+    "no mmcv": (
+        facts(
+            {name: LITE[name] for name in LITE if name != "mmcv-lite"},
+            mmcv=Probe("ModuleNotFoundError: No module named 'mmcv'"),
+            mmdet=NO_MMDET,
+        ),
+        "mmcv",
+        "not installed",
+        'pip install "mmcv-lite>=2.1"',
+    ),
+    "no display library": (
+        facts(
+            LITE,
+            mmcv=Probe("ImportError: libGL.so.1: cannot open shared object file: No such file or directory"),
+            mmdet=NO_MMDET,
+        ),
+        "mmcv",
+        "libGL.so.1",
+        "pip uninstall -y opencv-python && pip install --force-reinstall opencv-python-headless",
+    ),
+    "old torch": (
+        facts({**LITE, "torch": "2.0.1"}, wants="==2.0.1", mmdet=NO_MMDET),
+        "torch",
+        "needs torch 2.1 or newer",
+        'pip install --upgrade "torch>=2.1" torchvision',
+    ),
+    "a GPU that torch was not built for": (
+        facts(LITE, torch=Probe(details={"gpu": "Tesla K80", "gpu_error": "CUDA error: no kernel image"})),
+        "torch",
+        "not built for this Tesla K80: CUDA error: no kernel image",
+        "pip install --upgrade torch torchvision",
+    ),
+    "something unheard of": (
+        facts(LITE, mmengine=Probe("OSError: disk on fire"), mmdet=NO_MMDET),
+        "mmengine",
+        "OSError: disk on fire",
+        "pip install --force-reinstall --no-deps --no-cache-dir mmengine==0.10.7",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_what_works_is_called_working(name):
+    assert broken(HEALTHY[name]) == {}
+    assert [finding.component for finding in diagnose(HEALTHY[name])] == list(COMPONENTS)
+    assert "Nothing is broken." in report(HEALTHY[name], diagnose(HEALTHY[name]))
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_broken_is_named_with_its_command(name):
+    found, component, text, command = BROKEN[name]
+    finding = broken(found)[component]
+    assert text in finding.text
+    assert finding.command == command
+    # One cause, one command: what only follows from it has none.
+    assert [other.command for other in broken(found).values() if other.command] == [command]
+    printed = report(found, diagnose(found)).splitlines()
+    # On a line of its own, whole.
+    assert f"   {command}" in printed
+    assert any(line.startswith(component) and "BROKEN" in line for line in printed)
+
+
+def test_an_old_python_is_named():
+    found = Facts("3.9.18", LITE, {}, torchvision_wants="")
+    assert "Python 3.10" in broken(found)["python"].text
+
+
+def test_what_follows_from_another_says_so():
+    findings = broken(BROKEN["no mmengine"][0])
+    assert findings["mmcv"].text.startswith("because of mmengine: ")
+    assert findings["resnet_backbone"].text.startswith("because of mmengine, mmcv: ")
+
+
+@pytest.mark.parametrize(
+    ("details", "has_gpu", "text"),
+    [
+        ({}, False, "on the CPU"),
+        ({"gpu": "NVIDIA H100", "cuda_build": "12.6"}, True, "on NVIDIA H100, CUDA 12.6"),
+        ({"cuda_build": "12.6"}, True, "there is a GPU, which torch cannot use; it is built for CUDA 12.6"),
+        ({"cuda_build": ""}, True, "it is built for CPUs"),
+    ],
+)
+def test_says_what_torch_runs_on(details, has_gpu, text):
+    found = Facts("3.11.7", LITE, {"torch": Probe(details=details)}, has_gpu=has_gpu)
+    assert text in next(finding.text for finding in diagnose(found) if finding.component == "torch")
+
+
+@pytest.mark.parametrize(
+    ("version", "specifiers", "expected"),
+    [
+        ("2.1.0+cu121", "==2.1.0", True),
+        ("2.1", "==2.1.0", True),
+        ("2.1.1", "==2.1.0", False),
+        ("2.15.0", ">=2.14.0", True),
+        ("2.9.1", ">=2.14.0,<3", False),
+        ("3.0", ">=2.14.0,<3", False),
+        ("2.1.0", "", True),
+        ("2.1.0", "!=2.1.0", False),
+    ],
+)
+def test_versions_are_compared_by_their_numbers(version, specifiers, expected):
+    assert satisfies(version, specifiers) is expected
+
+
+def test_a_release_candidate_counts_as_its_release():
+    assert release("2.0.0rc4") == (2,)
+
+
+# An environment made of these alone: python -S leaves out everything that is installed.
+TORCH = """
+class version: cuda = hip = None
+class cuda: is_available = staticmethod(lambda: False)
+class ones:
+    def __init__(self, *shape): pass
+    def numpy(self): pass
+"""
+MMENGINE = {
+    "mmengine/__init__.py": "",
+    "mmengine/registry.py": "",
+    "mmengine/runner.py": "",
+    "mmengine/utils.py": "def is_installed(name): pass",
+}
+RUN = """
+import subprocess, sys
+from pathlib import Path
+Path("resnet-backbone").write_text("import sys; from resnet_backbone.cli import main; sys.exit(main())")
+for program in (["-m", "resnet_backbone"], ["resnet-backbone"]):
+    done = subprocess.run([sys.executable, "-S", *program, "doctor"], stdout=subprocess.PIPE, text=True)
+    print(done.stdout, "status", done.returncode)
+"""
+
+
+def distribution(name, version, *requires):
+    lines = [
+        "Metadata-Version: 2.1",
+        f"Name: {name}",
+        f"Version: {version}",
+        *(f"Requires-Dist: {r}" for r in requires),
+    ]
+    return {f"{name.replace('-', '_')}-{version}.dist-info/METADATA": "\n".join(lines) + "\n"}
+
+
+REAL = {
+    "nothing at all": ({}, ["1. torch: it is not installed", "   pip install mmengine"]),
+    "no pkg_resources": (
+        {
+            "torch.py": TORCH,
+            **MMENGINE,
+            "mmengine/utils.py": "def is_installed(name): import pkg_resources",
+            **distribution("mmengine", "0.10.7"),
+            **distribution("setuptools", "82.0.0"),
+            **distribution("torch", "2.12.1"),
+        },
+        ["mmengine imports pkg_resources, and setuptools 82.0.0 has it no more", '   pip install "setuptools<82"'],
+    ),
+    "an import that crashes": (
+        {
+            "torch.py": TORCH,
+            **MMENGINE,
+            "mmcv/__init__.py": "import os; os.abort()",
+            **distribution("mmcv-lite", "2.1.0"),
+        },
+        ["mmcv: ", "the interpreter crashed, SIGABRT"],
+    ),
+    "an import that exits": (
+        {"torch.py": "import os; os._exit(3)", **distribution("torch", "2.12.1")},
+        [
+            "the interpreter ended with status 3",
+            "   pip install --force-reinstall --no-deps --no-cache-dir torch==2.12.1",
+        ],
+    ),
+    "mmcv 2.2 with mmdet 3.3": (
+        {
+            "torch.py": TORCH,
+            "mmdet/__init__.py": f"assert False, {REFUSED.partition(': ')[2]!r}",
+            **distribution("mmdet", "3.3.0"),
+            **distribution("mmcv", "2.2.0"),
+        },
+        ["3.3.0 takes mmcv from 2.0.0rc4 to below 2.2.0", f'{COMPILE} "mmcv>=2.0.0rc4,<2.2.0"'],
+    ),
+    "operators with an undefined symbol": (
+        {
+            "torch.py": TORCH,
+            "mmcv/__init__.py": "",
+            "mmcv/cnn.py": "",
+            "mmcv/_ext.py": "",
+            "mmcv/ops.py": f"raise ImportError({SYMBOL.partition(': ')[2]!r})",
+            **distribution("mmcv", "2.1.0"),
+        },
+        ["its compiled operators were built for another torch: ImportError: _ext", f"{COMPILE} mmcv==2.1.0"],
+    ),
+    "torchvision of another torch": (
+        {
+            "torch.py": TORCH,
+            "torchvision.py": f"raise RuntimeError({NMS.partition(': ')[2]!r})",
+            **distribution("torch", "2.2.0+cpu"),
+            **distribution("torchvision", "0.16.0", "numpy", "torch (==2.1.0)", "pillow (>=5.3.0)"),
+        },
+        ["0.16.0 belongs to torch==2.1.0, and torch is 2.2.0+cpu", "   pip install torch==2.2.0 torchvision"],
+    ),
+    "two families": (
+        {**distribution("mmengine", "0.10.7"), **distribution("onedl-mmengine", "0.10.12")},
+        ["mmengine 0.10.7 and onedl-mmengine 0.10.12 are installed over each other"],
+    ),
+    "numpy 2": (
+        {
+            "torch.py": TORCH.replace("numpy(self): pass", "numpy(self): raise RuntimeError('Numpy is not available')"),
+            "numpy.py": "",
+            **distribution("numpy", "2.2.6"),
+            **distribution("torch", "2.2.2"),
+        },
+        ["torch 2.2.2 was compiled for NumPy 1", '   pip install "numpy<2"'],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_runs_in_broken_environments(name, run_python):
+    packages, expected = REAL[name]
+    printed = run_python(RUN, packages)
+    # By either command, the same.
+    first, second, rest = printed.split("status 1")
+    assert first.strip() == second.strip()
+    assert rest.strip() == ""
+    for words in expected:
+        assert words in first
+
+
+def test_this_environment_works(capsys):
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert "Nothing is broken." in printed
+    assert f"{sys.version_info.major}.{sys.version_info.minor}." in printed
+
+
+@pytest.mark.parametrize(
+    ("argv", "original", "expected"),
+    [
+        (["-m", "doctor"], ["python", "-X", "dev", "-m", "resnet_backbone", "doctor"], True),
+        (["/bin/resnet-backbone", "doctor"], ["python", "/bin/resnet-backbone", "doctor"], True),
+        (["resnet-backbone.exe", "doctor"], ["python.exe", "resnet-backbone.exe", "doctor"], True),
+        (["-m", "doctor"], ["python", "-m", "flutter", "doctor"], False),
+        (["-m", "weights", "doctor"], ["python", "-m", "resnet_backbone", "weights", "doctor"], False),
+        (["train.py", "doctor"], ["python", "train.py", "doctor"], False),
+        ([""], ["python"], False),
+        ([], [], False),
+        (["-m", "doctor"], [], False),
+    ],
+)
+def test_only_the_doctor_leaves_the_package_out(argv, original, expected, monkeypatch):
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys, "orig_argv", original)
+    assert starts_doctor() is expected
+
+
+def test_help_needs_nothing_but_the_standard_library(run_python):
+    script = """
+import sys
+sys.argv, sys.orig_argv[:] = ["-m", "doctor"], ["python", "-m", "resnet_backbone", "doctor"]
+before = set(sys.modules)
+import resnet_backbone.cli, resnet_backbone.doctor.command
+resnet_backbone.cli._parser()
+loaded = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(sorted(loaded - sys.stdlib_module_names))
+"""
+    assert run_python(script).splitlines() == ["['resnet_backbone']"]

@@ -1,0 +1,176 @@
+"""``resnet-backbone features``: any backbone, the images that its weights want, and a figure that says so."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import assert_same_bits, shake
+
+pytest.importorskip("matplotlib", reason="the figure is drawn with it")
+pytest.importorskip("rich", reason="the table is printed with it")
+
+from matplotlib.image import imread
+from PIL import Image
+
+from resnet_backbone import ResNet, features
+from resnet_backbone.cli import main
+from resnet_backbone.figures import Level, draw_feature_pyramid
+from resnet_backbone.weights.preprocessing import IMAGENET_RGB, MSRA_BGR
+
+BGR = "model = dict(data_preprocessor=dict(mean=[103.53, 116.28, 123.675], std=[1, 1, 1], bgr_to_rgb=False))"
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 64, 3), dtype=np.uint8)).save(path)
+    return str(path)
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(
+        "model = dict(backbone=dict(type='ResNet', depth=18, base_channels=4, out_indices=(1, 3),"
+        "init_cfg=dict(type='Pretrained', checkpoint='missing.pth')))"
+    )
+    return str(path)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What was drawn: the levels, the title, the facts and the remark."""
+    calls = []
+
+    def draw(photo, levels, title, facts, remark):
+        calls.append((levels, title, facts, remark))
+        return draw_feature_pyramid(photo, levels, title, facts, remark=remark)
+
+    monkeypatch.setattr(features, "draw_feature_pyramid", draw)
+    return calls
+
+
+def levels_of(backbone, photo, preprocessing):
+    pixels = features.load_photograph(photo)
+    return [level[0].numpy() for level in features.extract(backbone.eval(), pixels, preprocessing)]
+
+
+def test_random_weights_are_said_to_be_random(photo, config, drawn, tmp_path, capsys):
+    out = tmp_path / "out.png"
+    assert main(["features", photo, "--config", config, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("No --weights: random weights, seed 0.")
+    assert printed.splitlines()[-1] == f"Picture: {out}"
+    assert "(1, 8, 5, 8)" in printed
+    ((levels, title, facts, remark),) = drawn
+    assert title == "The feature pyramid of ResNet-18, with random weights"
+    assert facts == ["64 \N{MULTIPLICATION SIGN} 40 pixels", "seed 0"]
+    assert "random" in remark
+    assert [(level.name, level.stride, level.features.shape) for level in levels] == [
+        ("layer2", 8, (8, 5, 8)),
+        ("layer4", 32, (32, 2, 2)),
+    ]
+    assert imread(out).shape[1] > 1000
+    # The same every time.
+    torch.manual_seed(123)
+    assert main(["features", photo, "--config", config, "--out", str(out)]) == 0
+    for first, second in zip(levels, drawn[1][0]):
+        np.testing.assert_array_equal(first.features, second.features)
+
+
+def test_weights_are_loaded_and_get_the_images_that_they_want(photo, drawn, tmp_path, capsys):
+    source = shake(ResNet(18, base_channels=4))
+    file = tmp_path / "epoch_12.pth"
+    state = {f"backbone.{name}": value for name, value in source.state_dict().items()}
+    torch.save({"state_dict": state, "meta": {"cfg": BGR}}, file)
+    assert main(["features", photo, "--weights", str(file), "--out", str(tmp_path / "out.png")]) == 0
+    assert "tensors of a ResNet-18" in capsys.readouterr().out.splitlines()[0]
+    ((levels, title, facts, remark),) = drawn
+    assert title == "The feature pyramid of ResNet-18"
+    assert facts[1:] == [f"weights {file}", "BGR images"]
+    assert remark == ""
+    expected, other = (levels_of(source, photo, preprocessing) for preprocessing in (MSRA_BGR, IMAGENET_RGB))
+    for level, features_expected, features_other in zip(levels, expected, other):
+        np.testing.assert_array_equal(level.features, features_expected)
+        assert not np.allclose(level.features, features_other)
+
+
+def test_weights_that_do_not_say_are_given_rgb_and_it_is_said(photo, drawn, tmp_path, capsys):
+    source = shake(ResNet(18, base_channels=4))
+    file = tmp_path / "mine.pth"
+    torch.save({"state_dict": {f"backbone.{name}": value for name, value in source.state_dict().items()}}, file)
+    assert main(["features", photo, "--weights", str(file), "--out", str(tmp_path / "out.png")]) == 0
+    assert "The weights do not say how to normalise images" in capsys.readouterr().out
+    assert drawn[0][2][-1] == "images as torchvision normalises them, RGB"
+    assert_same_bits(
+        [torch.from_numpy(level.features) for level in drawn[0][0]],
+        [torch.from_numpy(level) for level in levels_of(source, photo, IMAGENET_RGB)],
+    )
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "order"), [(IMAGENET_RGB, (0, 1, 2)), (MSRA_BGR, (2, 1, 0))], ids=["RGB", "BGR"]
+)
+def test_images_are_normalised_in_the_weights_order(preprocessing, order):
+    pixel = (10.0, 127.0, 255.0)
+    seen = []
+    features.extract(lambda x: seen.append(x) or (x,), torch.tensor([[pixel]], dtype=torch.uint8), preprocessing)
+    expected = [(pixel[c] - mean) / std for c, mean, std in zip(order, preprocessing.mean, preprocessing.std)]
+    torch.testing.assert_close(seen[0], torch.tensor(expected).reshape(1, 3, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["missing.jpg"], "image 'missing.jpg' cannot be read: No such file or directory"),
+        (["{config}"], "is none"),
+        (["{photo}", "--depth", "51"], "invalid depth 51"),
+        (["{photo}", "--config", "missing.py"], "config 'missing.py' is no file"),
+        (["{photo}", "--config", "{neck}"], "has neither model.backbone nor backbone with a type"),
+        (["{photo}", "--config", "{signals}"], "must take photographs, (N, 3, H, W): got ResNet with 1 dimensions"),
+        (["{photo}", "--config", "{grey}"], "and in_channels=1"),
+        (["{photo}", "--config", "{other}"], "must be a ResNet of this package, got Conv2d"),
+        (["{photo}", "--weights", "missing.pth"], "missing.pth"),
+        (["{photo}", "--out", "out.xyz"], "out must end in one of"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_by_name(arguments, words, photo, config, tmp_path, capsys):
+    files = {
+        "neck": "model = dict(neck=dict(type='FPN'))",
+        "signals": "backbone = dict(type='ResNet', depth=18, conv_cfg=dict(type='Conv1d'), norm_cfg=dict(type='BN1d'))",
+        "grey": "backbone = dict(type='ResNet', depth=18, base_channels=4, in_channels=1)",
+        "other": "import torch\nbackbone = dict(type=torch.nn.Conv2d, in_channels=3, out_channels=4, kernel_size=1)",
+    }
+    for name, text in files.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    paths = {name: tmp_path / f"{name}.py" for name in files} | {"photo": photo, "config": config}
+    out = tmp_path / "out.png"
+    command = ["features", "--out", str(out), *(argument.format(**paths) for argument in arguments)]
+    assert main(command) == 1
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.startswith("resnet-backbone features: ")
+    assert len(error.splitlines()) == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("size", "count"), [((90, 30), 2), ((30, 90), 4), ((64, 64), 1)])
+def test_nothing_of_the_figure_is_cut_off(size, count):
+    height, width = size
+    levels = [
+        Level(f"layer{i}", 4, np.random.default_rng(i).random((16, -(-height // 4), -(-width // 4))))
+        for i in range(1, count + 1)
+    ]
+    photo = np.zeros((height, width, 3), np.uint8)
+    title = "The feature pyramid of MultiScaleResNet1d-152, with random weights"
+    figure = draw_feature_pyramid(photo, levels, title, ["a" * 90], remark=features.RANDOM)
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in figure.texts] + [axes.bbox for axes in figure.axes]
+    for box in boxes:
+        assert box.x0 >= 0
+        assert box.y0 >= 0
+        assert box.x1 <= figure.bbox.width
+        assert box.y1 <= figure.bbox.height
+    # No picture covers another.
+    pictures = [axes.bbox for axes in figure.axes]
+    for index, one in enumerate(pictures):
+        assert not any(one.overlaps(other) for other in pictures[index + 1 :])
