@@ -26,6 +26,7 @@ from .layers import ResLayer, SELayer
 from .layers.dcn_types import OWN_TYPES, has_compiled_mmcv, register_deform_convs
 from .multi_scale import MultiScaleResNet1d
 from .resnet import ResNet, ResNetV1c, ResNetV1d
+from .weights.runner_files import read_runner_files
 
 __all__ = ["BACKBONES", "MODELS", "build_backbone"]
 
@@ -126,3 +127,6 @@ MMDET_LOCATIONS = enter(BACKBONES)
 
 # mmengine resolves _base_ = 'resnet_backbone::...' only for the packages in this table.
 MODULE2PACKAGE.setdefault("resnet_backbone", "resnet_backbone")
+
+# A config that names this package resumes and tests on any torch.
+read_runner_files()

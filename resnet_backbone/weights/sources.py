@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmengine.runner.checkpoint import CheckpointLoader, get_external_models, get_mmcls_models, load_from_local
+from mmengine.runner.checkpoint import CheckpointLoader, get_external_models, get_mmcls_models
 
 from ..errors import ArgumentTypeError, did_you_mean
 from . import table
@@ -76,7 +76,7 @@ def resolve(
     scheme, separator, rest = text.partition("://")
     if separator and scheme in _SCHEMES:
         resolved = _SCHEMES[scheme](rest, options)
-    elif CheckpointLoader._get_checkpoint_loader(text) is not load_from_local:
+    elif CheckpointLoader._get_checkpoint_loader(text) is not CheckpointLoader._schemes[""]:
         content = CheckpointLoader.load_checkpoint(text, map_location)
         return Resolved(None, f"{text}, by mmengine", content=content)
     elif separator and not Path(text).exists():

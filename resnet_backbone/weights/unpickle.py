@@ -20,7 +20,7 @@ import torch
 
 from .errors import UnsafeCheckpointError
 
-__all__ = ["TorchPickle", "load_pickle"]
+__all__ = ["TorchPickle", "find_plain", "load_pickle"]
 
 
 class Inert(dict[Any, Any]):
@@ -174,6 +174,18 @@ def find_class(module: str, name: str) -> Any:
         UnsafeCheckpointError: The name is not on the list; nothing of it was imported.
     """
     full = f"{module}.{name}"
+    if full not in _allowed() and full.startswith(_INERT):
+        return Inert
+    return find_plain(module, name)
+
+
+def find_plain(module: str, name: str) -> Any:
+    """Return what a pickle may use under a name, where nothing may become inert.
+
+    Raises:
+        UnsafeCheckpointError: The name is not on the list; nothing of it was imported.
+    """
+    full = f"{module}.{name}"
     allowed = _allowed()
     if full in allowed:
         return allowed[full]
@@ -184,8 +196,6 @@ def find_class(module: str, name: str) -> Any:
         return vars(torch)[name]
     if module == "numpy.dtypes" and name.endswith("DType"):
         return functools.partial(_dtype_of_class, name)
-    if full.startswith(_INERT):
-        return Inert
     raise UnsafeCheckpointError(f"would import {full}")
 
 
@@ -207,14 +217,14 @@ class RestrictedUnpickler(pickle.Unpickler):
 class TorchPickle:
     """What ``torch.load`` takes as its ``pickle_module``."""
 
-    Unpickler = RestrictedUnpickler
+    Unpickler: type[pickle.Unpickler] = RestrictedUnpickler
     UnpicklingError = pickle.UnpicklingError
     __name__ = __name__
 
-    @staticmethod
-    def load(file: IO[bytes], **kwargs: Any) -> Any:
+    @classmethod
+    def load(cls, file: IO[bytes], **kwargs: Any) -> Any:
         """Read one pickled object."""
-        return RestrictedUnpickler(file, **kwargs).load()
+        return cls.Unpickler(file, **kwargs).load()
 
 
 def load_pickle(file: IO[bytes]) -> Any:

@@ -1,0 +1,107 @@
+"""Checkpoints of mmengine's Runner are read whole on every torch, and nothing else is."""
+
+import logging
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.runner import CheckpointLoader, load_checkpoint
+
+from resnet_backbone.weights.errors import UnsafeCheckpointError
+from resnet_backbone.weights.runner_files import read_runner_file, read_runner_files
+
+
+@pytest.fixture
+def checkpoint():
+    """What the Runner saves, logs included."""
+    hub = MessageHub("of the test")
+    for step in range(3):
+        hub.update_scalar("train/loss", np.float64(0.5) ** step)
+    hub.update_info("iter", np.int64(3))
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)
+    return dict(
+        meta=dict(epoch=1, dataset_meta=dict(classes=("a", "b"))),
+        state_dict=torch.nn.Linear(2, 3).state_dict(),
+        message_hub=hub.state_dict(),
+        optimizer=optimizer.state_dict(),
+    )
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_reads_a_runners_file_whole(tmp_path, checkpoint, legacy):
+    path = tmp_path / "iter_3.pth"
+    torch.save(checkpoint, path, _use_new_zipfile_serialization=not legacy)
+    found = CheckpointLoader.load_checkpoint(str(path), "cpu", logger=None)
+    assert found.keys() == checkpoint.keys()
+    assert found["meta"] == checkpoint["meta"]
+    assert found["optimizer"] == checkpoint["optimizer"]
+    assert torch.equal(found["state_dict"]["weight"], checkpoint["state_dict"]["weight"])
+    log = found["message_hub"]["log_scalars"]["train/loss"]
+    assert type(log) is HistoryBuffer
+    assert log.mean(3) == pytest.approx(1.75 / 3)
+    assert found["message_hub"]["runtime_info"]["iter"] == 3
+    restored = MessageHub("restored")
+    restored.load_state_dict(found["message_hub"])
+    assert restored.get_scalar("train/loss").current() == 0.25
+
+
+def test_home_is_expanded(tmp_path, checkpoint, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    torch.save(checkpoint, tmp_path / "iter_3.pth")
+    module = torch.nn.Linear(2, 3)
+    load_checkpoint(module, "~/iter_3.pth", map_location="cpu", strict=True)
+    assert torch.equal(module.weight, checkpoint["state_dict"]["weight"])
+
+
+def test_mmengine_reads_what_it_can(tmp_path, monkeypatch):
+    path = tmp_path / "plain.pth"
+    torch.save({"weight": torch.ones(2)}, path)
+    monkeypatch.setattr("resnet_backbone.weights.runner_files.read_runner_file", lambda *_: pytest.fail("not asked"))
+    assert torch.equal(CheckpointLoader.load_checkpoint(str(path), "cpu", logger=None)["weight"], torch.ones(2))
+    with pytest.raises(FileNotFoundError):
+        CheckpointLoader.load_checkpoint(str(tmp_path / "none.pth"), "cpu", logger=None)
+
+
+def test_installs_itself_once(caplog):
+    before = CheckpointLoader._get_checkpoint_loader("a/path.pth")
+    read_runner_files()
+    assert CheckpointLoader._get_checkpoint_loader("a/path.pth") is before
+    # mmengine logs the end of the loader's name.
+    assert before.__name__ == "load_from_local"
+
+
+class Calls:
+    def __init__(self, function, *arguments):
+        self.reduced = function, arguments
+
+    def __reduce__(self):
+        return self.reduced
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        (Calls(print, "hostile"), "builtins?.*print"),
+        (Calls(getattr, HistoryBuffer, "__init__"), "getattr.*__init__"),
+        (Calls(getattr, torch.Tensor, "numpy"), "getattr.*numpy"),
+        (Config(dict(a=1)), "mmengine.config"),
+        (logging.getLogger("resnet_backbone"), "logging.getLogger"),
+    ],
+    ids=["function", "private", "attribute", "config", "logger"],
+)
+def test_refuses_by_name_what_the_runner_does_not_save(tmp_path, checkpoint, value, names, capsys):
+    path = tmp_path / "iter_3.pth"
+    torch.save({**checkpoint, "more": value}, path)
+    with pytest.raises(UnsafeCheckpointError, match=f"iter_3.pth.*{names}.*TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
+        read_runner_file(path)
+    assert "hostile" not in capsys.readouterr().out
+
+
+def test_plain_pickle_is_no_way_round(tmp_path):
+    path = tmp_path / "iter_3.pth"
+    path.write_bytes(pickle.dumps(Calls(print, "hostile")))
+    with pytest.raises(UnsafeCheckpointError, match="print"):
+        read_runner_file(path)
