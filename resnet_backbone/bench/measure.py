@@ -81,7 +81,7 @@ def measure(
             except Exception as error:  # noqa: BLE001 - a peer that fails says so in the table and stops no other
                 results[name].note = f"failed: {type(error).__name__}: {str(error).splitlines()[0][:80]}"
                 continue
-            if results[name].error > TOLERANCE[settings.dtype]:  # type: ignore[operator]
+            if results[name].error > (row.tolerance or TOLERANCE[settings.dtype]):  # type: ignore[operator]
                 results[name].note = "computes something else: not timed"
                 continue
             step = _step(row, image, settings)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..int8 import quantize_int8
 from ..resnet import ResNet
 from .options import BASELINE
 from .settings import DTYPES, Settings
@@ -35,11 +36,13 @@ class Row:
         name: What it is called in tables.
         forward: Computes the levels from a batch of images.
         model: The module behind ``forward``, where there is one.
+        tolerance: How far its levels may be from the exact path's, where the dtype does not say it.
     """
 
     name: str
     forward: Callable[[Tensor], Levels]
     model: nn.Module | None = None
+    tolerance: float | None = None
 
 
 Builder = Callable[[Settings], Row]
@@ -71,6 +74,7 @@ def rows_for(settings: Settings) -> dict[str, Builder]:
         "deployed, channels_last": _ours(deployed=True, channels_last=True),
         "deployed, compiled": _ours(deployed=True, compiled=True),
         "deployed, channels_last, compiled": _ours(deployed=True, channels_last=True, compiled=True),
+        "int8": _int8,
         **peers,
         "ONNX Runtime": _onnxruntime,
         "OpenVINO": _openvino,
@@ -106,6 +110,16 @@ def _ours(*, deployed: bool = False, compiled: bool = False, **arguments: Any) -
         return Row("", lambda x: forward(x.to(dtype)), backbone)
 
     return build
+
+
+def _int8(settings: Settings) -> Row:
+    if settings.device != "cpu" or settings.dtype != "fp32":
+        raise UnavailableError("measured beside fp32 on CPUs alone")
+    try:
+        model = quantize_int8(reference(settings), [settings.image()])
+    except ImportError as error:
+        raise UnavailableError("needs torchao") from error
+    return Row("int8", model, model, tolerance=0.1)
 
 
 def _row(name: str, model: nn.Module, settings: Settings, compiled: bool = False) -> Row:

@@ -1,0 +1,102 @@
+"""The backbone in 8-bit integers: its features are near, everything else is refused."""
+
+import copy
+
+import pytest
+import torch
+
+from resnet_backbone import ResNet
+from resnet_backbone.errors import ArgumentError, ArgumentTypeError, DeployedError
+from resnet_backbone.int8 import quantize_int8
+
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
+NEEDS_TORCHAO = pytest.mark.skipif(TORCH < (2, 8), reason=f"torchao's quantization is for torch >= 2.8, not {TORCH}")
+
+
+def make(**arguments):
+    backbone = ResNet(18, base_channels=16, zero_init_residual=False, **arguments)
+    backbone.init_weights()
+    with torch.no_grad():
+        for name, buffer in backbone.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.normal_(std=0.1)
+            elif name.endswith("running_var"):
+                buffer.uniform_(0.5, 1.5)
+    return backbone
+
+
+@NEEDS_TORCHAO
+@pytest.mark.parametrize("reduce_range", [None, False])
+def test_levels_are_near(reduce_range):
+    backbone = make(out_indices=(1, 2, 3), frozen_stages=1).train()
+    before = copy.deepcopy(backbone.state_dict())
+    int8 = quantize_int8(backbone, [torch.randn(2, 3, 64, 96), torch.randn(1, 3, 96, 64)], reduce_range=reduce_range)
+    assert backbone.training
+    assert not backbone.deployed
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+    assert (int8.out_channels, int8.out_strides) == (backbone.out_channels, backbone.out_strides)
+    backbone.eval()
+    for shape in [(2, 3, 64, 96), (1, 3, 72, 100)] if reduce_range is None else [(2, 3, 64, 96)]:
+        x = torch.randn(shape)
+        levels, expected = int8(x), backbone(x)
+        assert [level.shape for level in levels] == [level.shape for level in expected]
+        for level, exact in zip(levels, expected):
+            error = (level - exact).norm() / exact.norm()
+            # It is near, and it is quantized.
+            assert 1e-3 < error < 0.1
+            assert not level.requires_grad
+
+
+@NEEDS_TORCHAO
+@pytest.mark.parametrize(
+    "arguments", [dict(deep_stem=True, avg_down=True), dict(dilations=(1, 1, 2, 4), strides=(1, 2, 1, 1))]
+)
+def test_family(arguments):
+    backbone = make(**arguments).eval()
+    x = torch.randn(1, 3, 64, 64)
+    for level, exact in zip(quantize_int8(backbone.switch_to_deploy(), [x])(x), backbone(x)):
+        assert (level - exact).norm() < 0.1 * exact.norm()
+
+
+@NEEDS_TORCHAO
+def test_refuses_what_it_cannot_do():
+    int8 = quantize_int8(make(), iter([torch.randn(1, 3, 64, 64)]))
+    with pytest.raises(DeployedError, match="quantize again"):
+        int8.train()
+    assert not int8.eval().training
+    with pytest.raises(ArgumentError, match=r"x must have shape \(N, 3, H, W\), got \(1, 4, 64, 64\)"):
+        int8(torch.rand(1, 4, 64, 64))
+    with pytest.raises(ArgumentTypeError, match=r"float32, got torch\.float64"):
+        int8(torch.rand(1, 3, 64, 64).double())
+    with pytest.raises(ArgumentError, match="at least one batch"):
+        quantize_int8(make(), [])
+    with pytest.raises(ArgumentError, match=r"a batch must have shape \(N, 3, H, W\), got \(3, 64, 64\)"):
+        quantize_int8(make(), [torch.rand(3, 64, 64)])
+
+
+@pytest.mark.parametrize(
+    ("backbone", "message"),
+    [
+        (torch.nn.Conv2d(3, 8, 3), "backbone must be a ResNet of this package, got Conv2d"),
+        (ResNet(18, base_channels=4, conv_cfg=dict(type="Conv1d"), norm_cfg=dict(type="BN1d")), "of images"),
+        (ResNet(18, base_channels=4).to("meta"), r"must be on a CPU, got \['meta'\]"),
+    ],
+    ids=["foreign", "signals", "device"],
+)
+def test_refuses_other_backbones(backbone, message):
+    with pytest.raises(ArgumentError, match=message):
+        quantize_int8(backbone, [torch.rand(1, 3, 64, 64)])
+
+
+def test_names_what_is_missing(run_python):
+    printed = run_python(
+        "import torch, resnet_backbone.int8 as int8\n"
+        "try:\n"
+        "    int8.quantize_int8(int8.ResNet(18, base_channels=4), [torch.rand(1, 3, 64, 64)])\n"
+        "except ImportError as error:\n"
+        "    print('refused:', error)\n",
+        packages={"torchao/__init__.py": "raise RuntimeError('built for another torch')\n"},
+    )
+    assert "refused: quantize_int8 needs torchao" in printed
+    assert "built for another torch" in printed
+    assert "pip install torchao" in printed
