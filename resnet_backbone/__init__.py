@@ -23,6 +23,7 @@ if not starts_doctor():
 
     from .blocks import BasicBlock, Bottleneck
     from .builders import build_conv_layer, build_norm_layer, build_plugin_layer
+    from .fpn import with_fpn
     from .int8 import quantize_int8
     from .layers import ResLayer
     from .multi_scale import MultiScaleResNet1d
@@ -47,4 +48,5 @@ __all__ = [
     "build_plugin_layer",
     "load_pretrained",
     "quantize_int8",
+    "with_fpn",
 ]

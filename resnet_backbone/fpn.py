@@ -1,0 +1,146 @@
+"""A backbone and a feature pyramid network on top, as the detectors of torchvision take it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from .errors import ArgumentError, ArgumentTypeError, check_channels
+from .layers.dimensions import layout
+from .resnet import FeatureInfo
+
+if TYPE_CHECKING:
+    from torchvision.ops import FeaturePyramidNetwork
+    from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
+
+__all__ = ["BackboneWithFPN", "with_fpn"]
+
+
+class BackboneWithFPN(nn.Module):
+    """A backbone and its feature pyramid network; ``with_fpn`` builds it.
+
+    Args:
+        body: The backbone.
+        fpn: The feature pyramid network.
+        out_channels: Number of channels of each level.
+    """
+
+    # The names under which torchvision's own module of this kind holds the two: checkpoints fit both ways.
+    def __init__(self, body: nn.Module, fpn: FeaturePyramidNetwork, out_channels: int) -> None:
+        super().__init__()
+        self.body = body
+        self.fpn = fpn
+        self.out_channels = out_channels
+
+    def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
+        """Compute the feature pyramid.
+
+        Args:
+            x: Images of shape ``(N, C, H, W)``.
+
+        Returns:
+            Levels of shape ``(N, out_channels, H / stride, W / stride)``, finest first: ``'0'``, ``'1'``, ... for the
+            backbone's, then those of ``extra_blocks``.
+        """
+        levels = OrderedDict((str(index), level) for index, level in enumerate(self.body(x)))
+        return cast("OrderedDict[str, Tensor]", self.fpn(levels))
+
+
+def with_fpn(
+    backbone: nn.Module,
+    out_channels: int = 256,
+    extra_blocks: ExtraFPNBlock | None = None,
+    norm_layer: Callable[..., nn.Module] | None = None,
+) -> BackboneWithFPN:
+    """Put a feature pyramid network (Lin et al., 2016, https://arxiv.org/abs/1612.03144) on a backbone.
+
+    The result is what ``torchvision.models.detection`` takes as ``backbone``, with the parameter names of torchvision's
+    ``resnet_fpn_backbone``. The backbone's ``out_indices`` decides the levels, its ``frozen_stages`` and ``norm_eval``
+    hold as ever. Needs torchvision.
+
+    Args:
+        backbone: A ResNet of this package for images, or a subclass of it; after ``switch_to_deploy`` too.
+        out_channels: Number of channels of each level.
+        extra_blocks: What makes further levels, one of ``torchvision.ops.feature_pyramid_network``. ``None`` means
+            ``LastLevelMaxPool()``, one level, named ``'pool'``, as in Faster R-CNN; RetinaNet and FCOS have
+            ``LastLevelP6P7(in_channels, out_channels)``, two, made of the backbone's last level, or, where
+            ``in_channels == out_channels``, of the pyramid's.
+        norm_layer: Builds the norm layer behind each of the pyramid's convolutions from a number of channels; ``None``
+            means none.
+
+    Returns:
+        A module with ``out_channels``, whose ``forward`` returns an ``OrderedDict`` of levels.
+
+    Raises:
+        ArgumentError: An argument has a value that is not allowed.
+        ImportError: torchvision is missing.
+
+    Example:
+        >>> import torch
+        >>> from resnet_backbone import ResNet
+        >>> pyramid = with_fpn(ResNet(depth=18)).eval()
+        >>> {name: tuple(level.shape) for name, level in pyramid(torch.rand(1, 3, 64, 64)).items()}["pool"]
+        (1, 256, 1, 1)
+    """
+    in_channels = _channels_of_levels(backbone)
+    check_channels("out_channels", out_channels)
+    try:
+        from torchvision.ops import FeaturePyramidNetwork
+        from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
+    except ImportError as error:
+        raise ImportError(
+            f"with_fpn needs torchvision, and it could not be imported ({error}): pip install torchvision, in the "
+            f"version that belongs to torch {torch.__version__}"
+        ) from error
+    if extra_blocks is None:
+        extra_blocks = LastLevelMaxPool()
+    if not isinstance(extra_blocks, ExtraFPNBlock):
+        raise ArgumentTypeError(
+            f"extra_blocks must be an ExtraFPNBlock, such as LastLevelP6P7({in_channels[-1]}, {out_channels}) of "
+            f"torchvision.ops.feature_pyramid_network, got {extra_blocks!r}"
+        )
+    _check_p6p7(extra_blocks, in_channels[-1], out_channels)
+    if norm_layer is not None and not callable(norm_layer):
+        raise ArgumentTypeError(f"norm_layer must be callable, such as torch.nn.BatchNorm2d, got {norm_layer!r}")
+    fpn = FeaturePyramidNetwork(in_channels, out_channels, extra_blocks, norm_layer)
+    return BackboneWithFPN(backbone, fpn, out_channels)
+
+
+def _channels_of_levels(backbone: Any) -> list[int]:
+    """Return the number of channels of each level of a backbone for images; refuse anything else."""
+    infos = getattr(backbone, "feature_info", None)
+    if not isinstance(backbone, nn.Module) or not isinstance(infos, tuple) or not _are_infos(infos):
+        kind = f"the class {backbone.__name__}" if isinstance(backbone, type) else f"a {type(backbone).__name__}"
+        raise ArgumentTypeError(
+            f"backbone must be a ResNet of this package, whose feature_info says what its levels are, got {kind}"
+        )
+    dims = getattr(backbone, "spatial_dims", 2)
+    if dims != 2:
+        raise ArgumentError(
+            f"backbone must be for images {layout(2)}, got a {type(backbone).__name__} for {layout(dims)}: a feature "
+            f"pyramid network has 2D convolutions"
+        )
+    return [info.channels for info in infos]
+
+
+def _are_infos(infos: tuple[Any, ...]) -> bool:
+    return len(infos) > 0 and all(isinstance(info, FeatureInfo) for info in infos)
+
+
+def _check_p6p7(extra_blocks: Any, last_channels: int, out_channels: int) -> None:
+    """Refuse a ``LastLevelP6P7`` that was made for other features; the first image would find out, in other words."""
+    from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+    if not isinstance(extra_blocks, LastLevelP6P7):
+        return
+    given = (extra_blocks.p6.in_channels, extra_blocks.p6.out_channels)
+    if given[0] not in (last_channels, out_channels) or given[1] != out_channels:
+        raise ArgumentError(
+            f"extra_blocks must be LastLevelP6P7({last_channels}, {out_channels}), which reads the backbone's last "
+            f"level, or LastLevelP6P7({out_channels}, {out_channels}), which reads the pyramid's, "
+            f"got LastLevelP6P7{given}"
+        )
