@@ -11,6 +11,7 @@ from .errors import ArgumentError, ArgumentTypeError, check_channels, is_int
 __all__ = [
     "check_dcn",
     "check_frozen_stages",
+    "check_multi_grid",
     "check_num_stages",
     "check_out_indices",
     "check_per_stage",
@@ -46,6 +47,19 @@ def check_per_stage(name: str, values: Any, num_stages: int) -> None:
         )
     if not all(is_int(value) and value >= 1 for value in values):
         raise ArgumentError(f"{name} must be integers of at least 1, got {values!r}")
+
+
+def check_multi_grid(multi_grid: Any, num_blocks: int) -> None:
+    """Refuse dilations that are not one positive integer per block of a stage, or more of them."""
+    if not _is_sequence(multi_grid):
+        raise ArgumentTypeError(f"multi_grid must be a sequence of {num_blocks} integers, got {multi_grid!r}")
+    if len(multi_grid) < num_blocks:
+        raise ArgumentError(
+            f"multi_grid must have one entry per block of the last stage, {num_blocks}, "
+            f"got {len(multi_grid)} in {multi_grid!r}"
+        )
+    if not all(is_int(value) and value >= 1 for value in multi_grid):
+        raise ArgumentError(f"multi_grid must be integers of at least 1, got {multi_grid!r}")
 
 
 def check_out_indices(out_indices: Any, num_stages: int) -> None:

@@ -19,6 +19,7 @@ from typing_extensions import Never, Self
 from .arguments import (
     check_dcn,
     check_frozen_stages,
+    check_multi_grid,
     check_num_stages,
     check_out_indices,
     check_per_stage,
@@ -96,6 +97,9 @@ class ResNet(BaseModule):
             outputs and gradients differ by rounding.
         channels_last: Keep weights in the memory format ``channels_last`` and bring each input into it, which most
             devices compute faster. Values differ by rounding, state dicts by no value.
+        multi_grid: Dilation of each block of the last stage, in place of the stage's, as in mmsegmentation (Chen et
+            al., 2017, https://arxiv.org/abs/1706.05587, section 3.1).
+        contract_dilation: Give the first block of each dilated stage half of its dilation, as in mmsegmentation.
         **unknown: No further argument exists; each is refused, with the nearest that does.
 
     Raises:
@@ -152,6 +156,8 @@ class ResNet(BaseModule):
         *,
         fold_norm: bool = False,
         channels_last: bool = False,
+        multi_grid: Sequence[int] | None = None,
+        contract_dilation: bool = False,
         **unknown: Never,
     ) -> None:
         super().__init__(init_cfg)
@@ -179,6 +185,8 @@ class ResNet(BaseModule):
         check_dims(conv_cfg, norm_cfg)
         if isinstance(with_cp, Sequence):
             check_stage_mask("with_cp", with_cp, num_stages)
+        if multi_grid is not None:
+            check_multi_grid(multi_grid, stage_blocks[num_stages - 1])
 
         self.depth = depth
         self.in_channels = in_channels
@@ -201,6 +209,8 @@ class ResNet(BaseModule):
         self.plugins = plugins
         self.with_cp = with_cp
         self.zero_init_residual = zero_init_residual
+        self.multi_grid = multi_grid
+        self.contract_dilation = contract_dilation
         self.stage_blocks = stage_blocks[:num_stages]
         self.inplanes = stem_channels
 
@@ -224,6 +234,7 @@ class ResNet(BaseModule):
                 dcn=dcn if dcn is not None and stage_with_dcn[index] else None,
                 plugins=None if plugins is None else self.make_stage_plugins(plugins, index),
                 init_cfg=block_init_cfg,
+                **self._dilation_options(index),
             )
             self.inplanes = planes * self.block.expansion
             self.res_layers.append(f"layer{index + 1}")
@@ -317,6 +328,13 @@ class ResNet(BaseModule):
             for plugin in plugins
             if plugin.get("stages") is None or plugin["stages"][stage_idx]
         ]
+
+    def _dilation_options(self, index: int) -> Cfg:
+        """The arguments of a stage that only mmsegmentation's has; a subclass's stage need not know them."""
+        options: Cfg = {"contract_dilation": True} if self.contract_dilation else {}
+        if self.multi_grid is not None and index == self.num_stages - 1:
+            options["multi_grid"] = self.multi_grid
+        return options
 
     def make_res_layer(self, **kwargs: Any) -> nn.Module:
         """Build one stage; a subclass overrides this to use another.

@@ -92,9 +92,9 @@ def _parts(backbone: Any, run: Run) -> Iterator[Part]:
     stride = ResNet._stem_stride(backbone)
     channels = run.shapes["stem"][0][1]
     yield Part("stem", stem_layers(backbone), channels, stride, *_measured("stem", stem, backbone, run))
-    for (name, stage), own_stride, dilation in zip(stages.items(), backbone.strides, backbone.dilations):
+    for (name, stage), own_stride in zip(stages.items(), backbone.strides):
         stride *= own_stride
-        layers = stage_layers(stage, dilation)
+        layers = stage_layers(stage)
         yield Part(name, layers, channels_of(stage), stride, *_measured(name, [stage], backbone, run))
     if head is not None:
         yield Part("fc", "classifier", head.out_features, None, *_measured("fc", [head], backbone, run))

@@ -42,11 +42,11 @@ def stem_layers(backbone: Any) -> str:
     return ", ".join([*convs, *["max pool"] * hasattr(backbone, "maxpool")])
 
 
-def stage_layers(stage: Any, dilation: int) -> str:
+def stage_layers(stage: Any) -> str:
     """Say what a stage is made of, such as ``'4 Bottleneck, 4 DCNv2'``."""
     if hasattr(stage, "branches"):
         sizes = " ".join(str(branch[0].kernel_size) for branch in stage.branches)
-        return f"{stage_layers(stage.branches[0], dilation)} in each branch, kernels {sizes}"
+        return f"{stage_layers(stage.branches[0])} in each branch, kernels {sizes}"
     blocks = list(stage)
     words = _counted(type(block).__name__ for block in blocks)
     words += _counted(
@@ -55,8 +55,10 @@ def stage_layers(stage: Any, dilation: int) -> str:
         if hasattr(layer, "conv_offset")
     )
     words += _counted(type(plugin).__name__ for block in blocks for plugin in _plugins(block))
-    if dilation > 1:
-        words.append(f"dilation {dilation}")
+    dilations = [getattr(block, "dilation", 1) for block in blocks]
+    if max(dilations) > 1:
+        each = dilations if len(set(dilations)) > 1 else dilations[:1]
+        words.append(f"dilation {' '.join(map(str, each))}")
     if any(getattr(block, "with_cp", False) for block in blocks):
         words.append("checkpointed")
     return ", ".join(words)

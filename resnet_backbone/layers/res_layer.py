@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from mmengine.model import Sequential
 from torch import nn
 
+from ..arguments import check_multi_grid
 from ..builders import build_conv_layer, build_norm_layer
 from .dimensions import avg_pool, spatial_dims_of
 
@@ -31,6 +33,11 @@ class ResLayer(Sequential):
         norm_cfg: Config of the norm layers.
         downsample_first: Whether the first block changes the resolution, as in ResNet, or the last, as in Hourglass
             networks, whose other blocks then keep ``inplanes`` channels.
+        multi_grid: Dilation of each block in place of ``dilation`` (Chen et al., 2017,
+            https://arxiv.org/abs/1706.05587, section 3.1), as in mmsegmentation; entries beyond the last block are
+            not used.
+        contract_dilation: Give the first block half of a ``dilation`` above 1, as in mmsegmentation: the dilation of
+            the stage before, whose features it reads. ``multi_grid`` comes before it.
         **kwargs: Further arguments of every block: ``dilation``, ``style``, ``with_cp``, ``dcn``, ``plugins``,
             ``init_cfg``.
     """
@@ -46,6 +53,9 @@ class ResLayer(Sequential):
         conv_cfg: Cfg | None = None,
         norm_cfg: Cfg = dict(type="BN"),  # noqa: B006 - never changed; written as configs are
         downsample_first: bool = True,
+        *,
+        multi_grid: Sequence[int] | None = None,
+        contract_dilation: bool = False,
         **kwargs: Any,
     ) -> None:
         outplanes = planes * block.expansion
@@ -63,7 +73,12 @@ class ResLayer(Sequential):
         else:
             keeping = {"inplanes": inplanes, "planes": inplanes, "stride": 1, **kwargs}
             arguments = [keeping] * (num_blocks - 1) + [resizing]
-        super().__init__(*(block(**arguments_of_one) for arguments_of_one in arguments))
+        if multi_grid is not None:
+            check_multi_grid(multi_grid, num_blocks)
+            arguments = [{**of_one, "dilation": dilation} for of_one, dilation in zip(arguments, multi_grid)]
+        elif contract_dilation and kwargs.get("dilation", 1) > 1:
+            arguments[0] = {**arguments[0], "dilation": kwargs["dilation"] // 2}
+        super().__init__(*(block(**of_one) for of_one in arguments))
         self.block = block
 
 
