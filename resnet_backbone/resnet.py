@@ -33,6 +33,7 @@ from .errors import ArgumentError, ArgumentTypeError, DeployedError, UnknownName
 from .layers import ResLayer
 from .layers.conv_norm import conv_norm, conv_norm_sequence, forget_folded
 from .layers.dimensions import check_dims, layout, max_pool, memory_format, spatial_dims_of
+from .layers.unused import account_for
 
 __all__ = ["FeatureInfo", "ResNet", "ResNetV1c", "ResNetV1d", "channels_of"]
 
@@ -382,10 +383,12 @@ class ResNet(BaseModule):
         x = self.maxpool(x)
 
         outs = []
-        for index in range(max(self.out_indices) + 1):
+        last = max(self.out_indices)
+        for index in range(last + 1):
             x = getattr(self, self.res_layers[index])(x)
             if index in self.out_indices:
                 outs.append(x)
+        outs[-1] = cast(Tensor, account_for((getattr(self, name) for name in self.res_layers[last + 1 :]), x))
         return tuple(outs)
 
     def _check_input(self, x: Tensor) -> None:
