@@ -461,6 +461,8 @@ class ResNet(BaseModule):
                 raise DeployedError(
                     "a deployed backbone cannot load a checkpoint with batch norms: load it before switch_to_deploy"
                 )
+        # FSDP gathers what it loads into the same memory as before, without counting up the versions of the weights.
+        forget_folded(self)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def init_weights(self, pretrained: str | None = None) -> None:
