@@ -13,16 +13,11 @@ from resnet_backbone import MultiScaleResNet1d, ResNet
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch was built without gloo")
 
 
-@pytest.fixture
-def group():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
 def small(**arguments):
     torch.manual_seed(0)
-    arguments = dict(out_indices=(0, 1), base_channels=8, num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1)) | arguments
+    arguments = (
+        dict(out_indices=(0, 1), base_channels=8, num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1)) | arguments
+    )
     return shake(ResNet(18, **arguments)).train()
 
 
@@ -46,7 +41,7 @@ def test_bits_are_those_without_a_process_group(arguments, request):
     alone, wrapped = small(**arguments), small(**arguments)
     two_steps(alone, x)
     assert alone.layer3[0].conv1.weight.grad is None
-    request.getfixturevalue("group")
+    request.getfixturevalue("process_group")
 
     model = DistributedDataParallel(wrapped)
     two_steps(model, x)
@@ -59,14 +54,14 @@ def test_bits_are_those_without_a_process_group(arguments, request):
             assert torch.equal(parameter.grad, expected), name
 
 
-def test_unused_gradients_stay_none_without_a_wrapper(group):
+def test_unused_gradients_stay_none_without_a_wrapper(process_group):
     backbone = small()
     levels = backbone(torch.rand(2, 3, 32, 32))
     loss_of(levels).backward()
     assert all((p.grad is None) == name.startswith("layer3") for name, p in backbone.named_parameters())
 
 
-def test_unused_gradients_stay_none_with_find_unused_parameters(group):
+def test_unused_gradients_stay_none_with_find_unused_parameters(process_group):
     backbone = small()
     two_steps(DistributedDataParallel(backbone, find_unused_parameters=True), torch.rand(2, 3, 32, 32))
     assert all((p.grad is None) == name.startswith("layer3") for name, p in backbone.named_parameters())
@@ -86,7 +81,7 @@ def test_a_stage_that_is_used_elsewhere_keeps_its_gradients(request):
     x = torch.rand(2, 3, 32, 32)
     alone, wrapped = Detector(), Detector()
     two_steps(alone, x)
-    request.getfixturevalue("group")
+    request.getfixturevalue("process_group")
     two_steps(DistributedDataParallel(wrapped), x)
     assert all(gradient is not None for gradient in gradients(alone))
     assert_same_bits(gradients(wrapped), gradients(alone))
@@ -98,13 +93,13 @@ def test_branches_of_several_scales(request):
     x = torch.rand(2, 1, 64)
     two_steps(alone, x)
     assert alone.layer3.branches[0][0].conv1.weight.grad is None
-    request.getfixturevalue("group")
+    request.getfixturevalue("process_group")
     two_steps(DistributedDataParallel(backbone), x)
     used = [(p.grad, q.grad) for p, q in zip(backbone.parameters(), alone.parameters()) if q.grad is not None]
     assert_same_bits(*zip(*used))
 
 
-def test_nothing_is_added_where_nothing_is_unused_or_no_gradient_wanted(group):
+def test_nothing_is_added_where_nothing_is_unused_or_no_gradient_wanted(process_group):
     def nodes(level):
         return level.grad_fn.name()
 
@@ -115,3 +110,19 @@ def test_nothing_is_added_where_nothing_is_unused_or_no_gradient_wanted(group):
     fixed = small()
     fixed.layer3.requires_grad_(False)
     assert nodes(fixed(torch.rand(1, 3, 32, 32))[-1]) == "ReluBackward0"
+
+
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 2),
+    reason="torch 2.1 compiles no module within DistributedDataParallel as one graph, unused stages or not",
+)
+def test_compiled_as_one_graph(request):
+    x = torch.rand(2, 3, 32, 32)
+    alone, wrapped = small(frozen_stages=1, fold_norm=True), small(frozen_stages=1, fold_norm=True)
+    two_steps(alone, x)
+    request.getfixturevalue("process_group")
+    torch.compiler.reset()
+    two_steps(DistributedDataParallel(torch.compile(wrapped, fullgraph=True, backend="aot_eager")), x)
+    for parameter, expected in zip(wrapped.parameters(), gradients(alone)):
+        if expected is not None:
+            torch.testing.assert_close(parameter.grad, expected)
