@@ -34,6 +34,7 @@ from .errors import ArgumentError, ArgumentTypeError, DeployedError, UnknownName
 from .layers import ResLayer
 from .layers.conv_norm import conv_norm, conv_norm_sequence, forget_folded
 from .layers.dimensions import check_dims, layout, max_pool, memory_format, spatial_dims_of
+from .layers.unused import account_for
 
 __all__ = ["FeatureInfo", "ResNet", "ResNetV1c", "ResNetV1d", "channels_of"]
 
@@ -400,10 +401,12 @@ class ResNet(BaseModule):
         x = self.maxpool(x)
 
         outs = []
-        for index in range(max(self.out_indices) + 1):
+        last = max(self.out_indices)
+        for index in range(last + 1):
             x = getattr(self, self.res_layers[index])(x)
             if index in self.out_indices:
                 outs.append(x)
+        outs[-1] = cast(Tensor, account_for((getattr(self, name) for name in self.res_layers[last + 1 :]), x))
         return tuple(outs)
 
     def _check_input(self, x: Tensor) -> None:
@@ -476,6 +479,8 @@ class ResNet(BaseModule):
                 raise DeployedError(
                     "a deployed backbone cannot load a checkpoint with batch norms: load it before switch_to_deploy"
                 )
+        # FSDP gathers what it loads into the same memory as before, without counting up the versions of the weights.
+        forget_folded(self)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def init_weights(self, pretrained: str | None = None) -> None:

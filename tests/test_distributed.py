@@ -1,10 +1,17 @@
-"""fold_norm in two processes: gradients that DistributedDataParallel averages are those of the whole batch."""
+"""Two processes: what DistributedDataParallel averages is what one process computes for the whole batch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import runner_training
 import torch
 import torch.distributed as dist
-from helpers import loss_of, shake
-from torch import multiprocessing
+from helpers import assert_same_bits, loss_of, shake
+from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
+from torch import multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from resnet_backbone import ResNet
@@ -44,3 +51,79 @@ def test_gradients_of_two_processes_are_those_of_one(arguments, tmp_path):
         assert len(found) == len(expected)
         for one, other in zip(found, expected):
             assert (one - other).norm() <= 1e-10 * other.norm()
+
+
+@pytest.fixture(scope="module")
+def trained_by_two(tmp_path_factory):
+    """The folder where two processes, started by torchrun, have put what they trained."""
+    folder = tmp_path_factory.mktemp("two")
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *launch, runner_training.__file__, str(folder)],
+        cwd=folder,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "-1",
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout
+    return folder
+
+
+@pytest.mark.parametrize("case", runner_training.CASES)
+def test_runner_trains_in_two_processes_as_in_one(case, trained_by_two, tmp_path, monkeypatch):
+    monkeypatch.setattr("mmengine.runner.runner.get_device", lambda: "cpu")
+    expected = runner_training.train(case, tmp_path)
+    found, other = (torch.load(trained_by_two / f"{case} {rank}.pt", weights_only=True) for rank in range(2))
+    assert_same_bits(other.values(), found.values())
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert (found[name] - value).double().norm() <= 1e-10 * value.double().norm(), name
+
+
+def synchronised(backbone, how):
+    if how == "torch":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
+    # What the Runner calls for sync_bn='torch'.
+    return convert_sync_batchnorm(backbone, "torch")
+
+
+@pytest.mark.parametrize("how", ["torch", "mmengine"])
+@pytest.mark.parametrize("arguments", [dict(), dict(fold_norm=True, deep_stem=True, avg_down=True, with_cp=True)])
+def test_synchronised_batch_norms_keep_keys_and_bits_in_eval_mode(how, arguments):
+    expected = build(**arguments)
+    backbone = synchronised(build(**arguments), how).train()
+    norms = [layer for layer in backbone.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    assert {type(layer) for layer in norms} == {nn.SyncBatchNorm}
+    assert not any(layer.training for layer in norms)  # norm_eval goes on
+    assert backbone.state_dict().keys() == expected.state_dict().keys()
+    assert_same_bits(backbone.state_dict().values(), expected.state_dict().values())
+    assert [p.requires_grad for p in backbone.parameters()] == [p.requires_grad for p in expected.parameters()]
+    assert_same_bits(gradients_of(backbone, images()), gradients_of(expected, images()))
+    assert_same_bits(backbone.eval()(images()), expected.eval()(images()))
+
+
+def test_synchronised_batch_norms_train_on_no_cpu(process_group):
+    backbone = build(norm_cfg=dict(type="SyncBN", requires_grad=True), norm_eval=False)
+    with pytest.raises(ValueError, match="GPU"):
+        backbone(images())
+    with pytest.raises(ValueError, match="GPU"):
+        DistributedDataParallel(backbone)
+
+
+def test_synchronised_batch_norms_of_a_config_go_back_to_ordinary_ones():
+    backbone = build(norm_cfg=dict(type="SyncBN", requires_grad=True), norm_eval=False)
+    assert backbone.layer2[0].bn1.training
+    assert not backbone.layer1[0].bn1.training
+    ordinary = revert_sync_batchnorm(backbone).train()
+    assert not any(isinstance(layer, nn.SyncBatchNorm) for layer in ordinary.modules())
+    expected = build(norm_eval=False)
+    assert ordinary.state_dict().keys() == expected.state_dict().keys()
+    assert_same_bits(gradients_of(ordinary, images()), gradients_of(expected, images()))
+    assert_same_bits(ordinary.state_dict().values(), expected.state_dict().values())

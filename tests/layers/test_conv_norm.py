@@ -343,3 +343,16 @@ def test_compiled_keeps_no_scaled_weights():
     compiled = torch.compile(folded, fullgraph=True, backend="aot_eager_decomp_partition")
     compiled(x)
     assert bytes_kept(folded, lambda: compiled(x)) <= 0.52 * bytes_kept(exact, lambda: exact(x))
+
+
+def test_loading_makes_frozen_layers_fold_anew(monkeypatch):
+    """What a sharded backbone loads comes to lie where the old weights were, with their version."""
+    monkeypatch.setattr(module_under_test, "_fingerprint", lambda sources: None)  # as on GPUs
+    backbone = shake(ResNet(18, base_channels=8, frozen_stages=4, fold_norm=True)).train()
+    x = torch.rand(1, 3, 32, 32)
+    backbone(x)
+    for parameter in backbone.parameters():
+        parameter.data.mul_(1.5)  # no version counter sees this
+    backbone.load_state_dict({}, strict=False)
+    found = backbone(x)
+    torch.testing.assert_close(found, backbone.train()(x))
