@@ -56,6 +56,9 @@ def config(data: Path, work_dir: Path, iterations: int, backbone: str = "ResNet"
             data_prefix=dict(img=f"{split}/"),
             metainfo=dict(classes=CLASSES),
         )
+        # Checkpoints do not hold the state of NumPy's generator, and onedl-mmengine does not load the images a resumed
+        # run skips: random flips would then differ from the uninterrupted run's.
+        loader.dataset.pipeline = [step for step in loader.dataset.pipeline if step.type != "RandomFlip"]
         for transform in loader.dataset.pipeline:
             if transform.type == "Resize":
                 transform.scale = (SIDE, SIDE)
