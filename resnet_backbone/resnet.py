@@ -29,7 +29,7 @@ from .arguments import (
 )
 from .blocks import BasicBlock, Bottleneck, ResidualBlock
 from .builders import build_conv_layer, build_norm_layer
-from .deploy import fold_for_good
+from .deploy import fold_for_good, with_constant_weights
 from .errors import ArgumentError, ArgumentTypeError, DeployedError, UnknownNameError, check_channels, did_you_mean
 from .layers import ResLayer
 from .layers.conv_norm import conv_norm, conv_norm_sequence, forget_folded
@@ -471,7 +471,23 @@ class ResNet(BaseModule):
             self.deployed = True
         return self
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the backbone in place, as ``torch.nn.Module.compile`` does.
+
+        After ``switch_to_deploy`` the compiled code has, on a CPU, the weights as constants, laid out once for its
+        kernels: whoever loads or changes weights does it before.
+
+        Args:
+            *args: As for ``torch.compile``.
+            **kwargs: As for ``torch.compile``.
+        """
+        super().compile(*args, **kwargs)
+        if self.deployed:
+            self._compiled_call_impl = with_constant_weights(cast(Any, self._compiled_call_impl))
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        if self.deployed and self._compiled_call_impl is not None:
+            raise DeployedError("a compiled deployed backbone has its weights as constants: load them before compile()")
         if self.deployed:
             own = self.state_dict().keys()
             folded = [key for key in state_dict if key.startswith(prefix) and key.endswith(".running_mean")]

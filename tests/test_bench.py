@@ -67,6 +67,18 @@ def test_onnxruntime_row():
     assert result.error < 1e-4
 
 
+def test_each_conditions_compile_anew():
+    """All networks share the code of ``forward``, of which the compiler takes eight versions and no more."""
+
+    def compiled(settings):
+        backbone = reference(settings)
+        return Row("compiled", torch.compile(backbone, backend="eager", fullgraph=True), backbone)
+
+    for _ in range(2):
+        results = measure(TINY, {"exact": rows_for(TINY)["exact"], **{f"compiled {i}": compiled for i in range(5)}})
+        assert [result.note for result in results] == [""] * 6
+
+
 def wrong(settings):
     backbone = reference(settings)
     with torch.no_grad():

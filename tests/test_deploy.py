@@ -157,6 +157,41 @@ def test_compiles_without_graph_breaks(deployed):
     assert_close(outputs(compiled), outputs(backbone))
 
 
+def operators(backbone):
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        outputs(backbone)
+    return {event.name for event in profile.events()}
+
+
+def test_compiles_in_place_with_its_weights_as_constants():
+    torch.compiler.reset()
+    backbone = shaken(num_stages=1, strides=(1,), dilations=(1,), out_indices=(0,))
+    expected = outputs(backbone)
+    backbone.switch_to_deploy().compile(fullgraph=True)
+    assert_close(outputs(backbone), expected)
+    # Weights that are constants lie in the order of the kernels, and activations are part of these.
+    assert "mkldnn::_convolution_pointwise" in (called := operators(backbone))
+    assert not called & {"aten::convolution", "aten::relu", "aten::relu_"}
+    with pytest.raises(DeployedError, match="load them before compile"):
+        backbone.load_state_dict(backbone.state_dict())
+    assert_close(outputs(copy.deepcopy(backbone)), expected)
+    x = torch.rand(1, 3, 64, 64, requires_grad=True)
+    backbone(x)[0].sum().backward()
+    assert x.grad.any()
+
+
+def test_compiles_in_place_and_trains():
+    torch.compiler.reset()
+    exact = shaken().train()
+    compiled = copy.deepcopy(exact)
+    compiled.compile(backend="aot_eager")
+    x = torch.rand(1, 3, 64, 64)
+    for backbone in (exact, compiled):
+        sum(level.sum() for level in backbone(x)).backward()
+    assert_close([p.grad for p in compiled.parameters()], [p.grad for p in exact.parameters()], 1e-4)
+    compiled.load_state_dict(exact.state_dict())
+
+
 @pytest.mark.skipif(TORCH < (2, 6), reason="dynamic sizes of whole networks in torch.export: tested from torch 2.6")
 @DEPLOYED
 def test_torch_export_with_dynamic_batch_and_size(deployed):

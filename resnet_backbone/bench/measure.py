@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,8 @@ def measure(
         memory: Whether to weigh them too.
         progress: Told what happens next.
     """
+    # Compiled code of earlier conditions would count towards the compiler's limit for one network.
+    torch.compiler.reset()
     image = settings.image()
     expected = _exact_levels(settings, builders)
     results = {name: Result(name) for name in builders}
@@ -74,7 +76,7 @@ def measure(
             progress(f"prepare {name}")
             try:
                 row = build(settings)
-                results[name].error = _largest_error(_levels(row, image), expected)
+                results[name].error = _largest_error(_levels(row, image, settings), expected)
             except UnavailableError as reason:
                 results[name].note = str(reason)
                 continue
@@ -98,12 +100,13 @@ def measure(
 
 
 def _exact_levels(settings: Settings, builders: Mapping[str, Builder]) -> list[Tensor]:
-    exact = builders[BASELINE](Settings(**{**vars(settings), "dtype": "fp32"}))
-    return _levels(exact, settings.image())
+    single = replace(settings, dtype="fp32")
+    return _levels(builders[BASELINE](single), single.image(), single)
 
 
-def _levels(row: Row, image: Tensor) -> list[Tensor]:
-    with torch.no_grad():
+def _levels(row: Row, image: Tensor, settings: Settings) -> list[Tensor]:
+    # In the mode in which the row is timed: another one would be compiled for itself.
+    with nullcontext() if settings.train else torch.inference_mode():
         return [level.detach().float().cpu() for level in row.forward(image)]
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..deploy import with_constant_weights
 from ..int8 import quantize_int8
 from ..resnet import ResNet
 from .options import BASELINE
@@ -134,10 +135,9 @@ def _row(name: str, model: nn.Module, settings: Settings, compiled: bool = False
 
 
 def _compile(model: nn.Module, settings: Settings) -> Callable[[Tensor], Levels]:
-    """Compile; for inference on a CPU with weights as constants, which lets inductor lay them out for its kernels."""
-    if settings.train or settings.device != "cpu":
-        return torch.compile(model, fullgraph=True)
-    return torch.compile(model, fullgraph=True, options={"freezing": True})
+    """Compile; for inference as ``ResNet.compile`` does after deployment, whatever the network: to be fair to each."""
+    compiled = torch.compile(model, fullgraph=True)
+    return compiled if settings.train else with_constant_weights(compiled)
 
 
 def _mmdet(settings: Settings) -> Row:

@@ -191,7 +191,7 @@ class _FoldedConv(torch.autograd.Function):
         if needs_bias:
             grad_bias = (grad_shift * scale).to(weight.dtype)
         if needs_gamma:
-            grad_scale = (grad_folded * weight).flatten(1).sum(1) - grad_shift * _centre(mean, bias)
+            grad_scale = _per_channel(grad_folded * weight) - grad_shift * _centre(mean, bias)
             grad_gamma = (grad_scale * rstd).to(gamma.dtype)
         if needs_beta:
             grad_beta = grad_shift.to(gamma.dtype)
@@ -280,6 +280,11 @@ def _centre(mean: Tensor, bias: Tensor | None) -> Tensor:
 def _scaled(weight: Tensor, scale: Tensor) -> Tensor:
     """Multiply each output channel of ``weight`` by its ``scale``."""
     return (weight * scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
+
+
+def _per_channel(weight: Tensor) -> Tensor:
+    """Sum over all but the output channels; without ``flatten``, which copies ``channels_last``."""
+    return weight.sum(tuple(range(1, weight.dim())))
 
 
 def _at_least_single(values: Tensor) -> Tensor:
