@@ -21,6 +21,8 @@ from .settings import Settings
 
 __all__ = ["Report", "machine", "write_json"]
 
+LOW_PRECISION = ("avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8", "asimddp", "bf16", "i8mm")
+
 
 @dataclass
 class Report:
@@ -96,7 +98,8 @@ class Report:
 
     def _caption(self) -> str:
         return (
-            f"{machine()['processor']}, {torch.get_num_threads()} threads, torch {torch.__version__}; "
+            f"{machine()['processor']} ({', '.join(_instructions()) or torch.backends.cpu.get_cpu_capability()}), "
+            f"{torch.get_num_threads()} threads, torch {torch.__version__}; "
             f"{self.flops / 1e9:.1f} GFLOP a step, GEMM peak {self.gemm_peak / 1e9:.0f} GFLOP/s "
             f"({self.ideal_milliseconds:.1f} ms), memory {self.bandwidth / 1e9:.1f} GB/s; "
             f"medians of {self.settings.repeats} interleaved runs. faster, memory: against 'exact'; error: of the "
@@ -120,6 +123,7 @@ def machine() -> dict[str, Any]:
     described = {
         "processor": _processor(),
         "capability": torch.backends.cpu.get_cpu_capability(),
+        "instructions": _instructions(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -132,12 +136,19 @@ def machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _instructions() -> list[str]:
+    """The instructions that decide how much faster than fp32 the processor's bf16 and int8 can be, as far as known."""
+    return [name for name in _cpuinfo("flags").split() if name in LOW_PRECISION]
+
+
+def _cpuinfo(key: str) -> str:
+    """What Linux says of the first processor under ``key``; an empty string where nothing does."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
 
 
 def write_json(reports: Sequence[Report], file: str) -> None:

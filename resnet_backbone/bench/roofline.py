@@ -15,10 +15,23 @@ __all__ = ["count_flops", "measure_bandwidth", "measure_gemm_peak"]
 
 
 def measure_gemm_peak(settings: Settings) -> float:
-    """Return the rate of a large matrix product in the benchmark's precision, in FLOP/s: the best of several."""
-    size = 8192 if settings.device == "cuda" else 1024
-    one = torch.randn(size, size, device=settings.device, dtype=DTYPES[settings.dtype])
-    return 2 * size**3 / _best_seconds(lambda: torch.mm(one, one), settings.device)
+    """Return the rate of a large matrix product in the benchmark's precision, in FLOP/s: the best of several.
+
+    A product of two matrices, and the one that a 3x3 convolution of many channels is: two libraries may compute them,
+    and on some processors the first's is the slower one.
+    """
+    dtype, device = DTYPES[settings.dtype], settings.device
+    size = 8192 if device == "cuda" else 1024
+    one = torch.randn(size, size, device=device, dtype=dtype)
+    seconds = _best_seconds(lambda: torch.mm(one, one), device)
+
+    channels, side = size // 4, 32
+    x = torch.randn(8, channels, side, side, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    weight = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        seconds_of_conv = _best_seconds(lambda: torch.conv2d(x, weight, padding=1), device)
+    flops_of_conv = 2 * 8 * side**2 * channels**2 * 9
+    return max(2 * size**3 / seconds, flops_of_conv / seconds_of_conv)
 
 
 def measure_bandwidth(settings: Settings) -> float:
