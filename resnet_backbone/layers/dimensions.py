@@ -60,8 +60,8 @@ def check_dims(conv_cfg: Cfg | None, norm_cfg: Cfg) -> None:
     layer_type = norm_type(norm_cfg)
     if inspect.isclass(layer_type) and getattr(layer_type, "forward", None) is nn.LayerNorm.forward:
         raise ArgumentError(
-            f"norm_cfg must normalise channels, got {dict(norm_cfg)!r}: PyTorch's LayerNorm normalises the last axis of "
-            f"(N, C, {_AXES[dims]}). GroupNorm with one group is near: dict(type='GN', num_groups=1)"
+            f"norm_cfg must normalise channels, got {dict(norm_cfg)!r}: PyTorch's LayerNorm normalises the last axis "
+            f"of (N, C, {_AXES[dims]}). GroupNorm with one group is near: dict(type='GN', num_groups=1)"
         )
     norm_dims = _find(layer_type, _NORMS)
     if norm_dims is None or norm_dims == dims:
