@@ -193,7 +193,7 @@ def test_new_style_config_inherits_and_builds(run_python):
         """
 from mmengine.config import Config
 from mmengine.registry import MODELS
-cfg = Config.fromfile("child.py")
+cfg = Config.fromfile("shadows/child.py")
 print(type(MODELS.build(cfg.model.backbone)).__module__, cfg.model.backbone.depth)
 cfg.dump("dumped.py")
 print(type(MODELS.build(Config.fromfile("dumped.py").model.backbone)).__module__)
