@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import Any, cast
+
+import numpy as np
 
 from .builders import check_dcn_type
 from .errors import ArgumentError, ArgumentTypeError, check_channels, is_int
 
 __all__ = [
     "check_dcn",
+    "check_flags",
     "check_frozen_stages",
+    "check_init_cfg",
     "check_multi_grid",
     "check_num_stages",
     "check_out_indices",
@@ -27,8 +32,31 @@ GIVEN_BY_BLOCK = ("in_channels", "out_channels", "kernel_size", "stride", "paddi
 
 def check_style(style: Any) -> None:
     """Refuse a style other than ``'pytorch'`` and ``'caffe'``."""
-    if style not in STYLES:
+    if not isinstance(style, str) or style not in STYLES:
         raise ArgumentError(f"style must be 'pytorch' or 'caffe', got {style!r}")
+
+
+def check_flags(**flags: Any) -> None:
+    """Refuse what is no truth value: Python's and numpy's, and 0 and 1, are. ``'False'`` would count as true."""
+    for name, value in flags.items():
+        if not isinstance(value, (bool, np.bool_)) and not (is_int(value) and value in (0, 1)):
+            raise ArgumentTypeError(f"{name} must be True or False, got {value!r}")
+
+
+def check_init_cfg(init_cfg: Any) -> None:
+    """Refuse what mmengine could not initialise from: anything but configs with a type, and their options."""
+    if init_cfg is None:
+        return
+    if not isinstance(init_cfg, (Mapping, list, tuple)):
+        raise ArgumentTypeError(f"init_cfg must be a dict with a 'type', or a list of them, got {init_cfg!r}")
+    for cfg in [init_cfg] if isinstance(init_cfg, Mapping) else init_cfg:
+        if not isinstance(cfg, Mapping) or (cfg and "type" not in cfg):
+            raise ArgumentTypeError(f"init_cfg must be a dict with a 'type', or a list of them, got {init_cfg!r}")
+        if cfg.get("type") == "Pretrained" and not isinstance(cfg.get("checkpoint"), (str, PathLike)):
+            raise ArgumentTypeError(
+                f"init_cfg of type 'Pretrained' must have a checkpoint: a path, a URL, torchvision://..., "
+                f"got {init_cfg!r}"
+            )
 
 
 def check_num_stages(num_stages: Any, most: int) -> None:
@@ -153,4 +181,4 @@ def check_plugins(plugins: Any, positions: Sequence[str], num_stages: int | None
 
 
 def _is_sequence(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))

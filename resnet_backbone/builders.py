@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import mmcv.cnn
@@ -29,6 +30,8 @@ __all__ = [
 
 LayerCfg = dict[str, Any]
 
+# What constructors of layers raise for arguments that they do not take.
+_REFUSALS = (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError)
 _NORMS = (nn.modules.batchnorm._BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -44,16 +47,18 @@ def build_conv_layer(cfg: LayerCfg | None, *args: Any, **kwargs: Any) -> nn.Modu
         The convolution.
 
     Raises:
-        ArgumentTypeError: ``cfg`` is no dict.
+        ArgumentTypeError: ``cfg`` is no dict, its type makes no ``nn.Module``, or does not take the arguments given.
         UnknownNameError: ``cfg`` has no ``type``, or one that is not registered.
+        ArgumentError: The convolution refuses the value of an argument.
     """
-    conv_type(cfg)
+    layer_type = conv_type(cfg)
     if cfg is None:
         return mmcv.cnn.build_conv_layer(cfg, *args, **kwargs)
+    _check_module("conv_cfg", cfg, layer_type)
     try:
         return mmcv.cnn.build_conv_layer(cfg, *args, **kwargs)
-    except TypeError as error:
-        raise ArgumentTypeError(f"no convolution can be built from {dict(cfg)!r}: {error}") from error
+    except _REFUSALS as error:
+        raise _refusal(f"conv_cfg: no convolution can be built from {dict(cfg)!r}", error) from error
 
 
 def conv_type(cfg: LayerCfg | None) -> Any:
@@ -101,13 +106,24 @@ def build_norm_layer(cfg: LayerCfg, num_features: int, postfix: int | str = "") 
         The name and the layer.
 
     Raises:
-        ArgumentTypeError: ``cfg`` is no dict.
+        ArgumentTypeError: ``cfg`` is no dict, its type makes no ``nn.Module``, or does not take the arguments given.
         UnknownNameError: ``cfg`` has no ``type``, or one that is not registered.
-        ArgumentError: ``cfg`` is a GroupNorm without ``num_groups``.
+        ArgumentError: ``cfg`` is a GroupNorm without ``num_groups``, or with one that does not divide the channels;
+            or the norm layer refuses the value of another argument.
     """
-    if norm_type(cfg) is nn.GroupNorm and "num_groups" not in cfg:
+    layer_type = norm_type(cfg)
+    _check_module("norm_cfg", cfg, layer_type)
+    if layer_type is nn.GroupNorm and "num_groups" not in cfg:
         raise ArgumentError(f"norm_cfg of type 'GN' needs num_groups, got {dict(cfg)!r}; 32 is usual")
-    return mmcv.cnn.build_norm_layer(cfg, num_features, postfix=postfix)
+    for name in ("eps", "momentum"):
+        # PyTorch looks at them in the forward pass. YAML reads 1e-5 as a string.
+        if cfg.get(name) is not None and (isinstance(cfg[name], bool) or not isinstance(cfg[name], Real)):
+            raise ArgumentTypeError(f"norm_cfg's {name} must be a number, got {cfg[name]!r} in {dict(cfg)!r}")
+    try:
+        return mmcv.cnn.build_norm_layer(cfg, num_features, postfix=postfix)
+    except _REFUSALS as error:
+        message = f"norm_cfg: no norm layer for {num_features} channels can be built from {dict(cfg)!r}"
+        raise _refusal(message, error) from error
 
 
 def build_plugin_layer(cfg: LayerCfg, postfix: int | str = "", **kwargs: Any) -> tuple[str, nn.Module]:
@@ -171,6 +187,17 @@ def _check_cfg(argument: str, cfg: Any, belongs: Callable[[type], bool]) -> Any:
                 f"{did_you_mean(str(layer_type), known)} Known types: {', '.join(known)}"
             )
     return found
+
+
+def _check_module(argument: str, cfg: LayerCfg, layer_type: Any) -> None:
+    if not (inspect.isclass(layer_type) and issubclass(layer_type, nn.Module)):
+        raise ArgumentTypeError(f"{argument}'s type must be a subclass of nn.Module, got {dict(cfg)!r}")
+
+
+def _refusal(message: str, error: Exception) -> ArgumentError:
+    """Say what could not be built, and why the layer's own constructor refused."""
+    kind = ArgumentTypeError if isinstance(error, TypeError) else ArgumentError
+    return kind(f"{message}: {error}")
 
 
 def _names_deform_conv(name: Any) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
 from importlib import import_module
 from types import ModuleType
 from typing import Any, cast
@@ -22,6 +23,7 @@ from mmengine.registry import Registry
 from torch import nn
 
 from .blocks import BasicBlock, Bottleneck
+from .errors import ArgumentTypeError, UnknownNameError, did_you_mean
 from .layers import ResLayer, SELayer
 from .layers.dcn_types import OWN_TYPES, has_compiled_mmcv, register_deform_convs
 from .multi_scale import MultiScaleResNet1d
@@ -92,8 +94,27 @@ def build_backbone(cfg: dict[str, Any]) -> nn.Module:
 
     Returns:
         The backbone.
+
+    Raises:
+        ArgumentTypeError: ``cfg`` is no dict.
+        UnknownNameError: ``cfg`` has no ``type``, or one that is not registered.
+        ArgumentError: The backbone refuses an argument.
     """
-    return cast(nn.Module, BACKBONES.build({"_scope_": BACKBONES.scope, **cfg}))
+    if not isinstance(cfg, Mapping):
+        raise ArgumentTypeError(f"a backbone's config must be a dict with a 'type', got {cfg!r}")
+    cfg = {"_scope_": BACKBONES.scope, **cfg}
+    name = cfg.get("type")
+    if not name:
+        raise UnknownNameError(f"a backbone's config must have a 'type', such as 'ResNet', got {cfg!r}")
+    if isinstance(name, str):
+        with BACKBONES.switch_scope_and_registry(cfg["_scope_"]) as registry:
+            if registry.get(name) is None:
+                known = registry.module_dict
+                raise UnknownNameError(
+                    f"a backbone's config has type {name!r}, which is not registered in scope {registry.scope!r}."
+                    f"{did_you_mean(name, known)} This package's are {', '.join(MODELS.module_dict)}"
+                )
+    return cast(nn.Module, BACKBONES.build(cfg))
 
 
 def explain(error: Exception) -> str:

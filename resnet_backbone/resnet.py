@@ -6,19 +6,22 @@ import inspect
 import logging
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModule
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import Never, Self
 
 from .arguments import (
     check_dcn,
+    check_flags,
     check_frozen_stages,
+    check_init_cfg,
     check_multi_grid,
     check_num_stages,
     check_out_indices,
@@ -168,6 +171,15 @@ class ResNet(BaseModule):
         if stem_channels is None:
             stem_channels = base_channels
 
+        check_flags(
+            deep_stem=deep_stem,
+            avg_down=avg_down,
+            norm_eval=norm_eval,
+            zero_init_residual=zero_init_residual,
+            fold_norm=fold_norm,
+            channels_last=channels_last,
+            contract_dilation=contract_dilation,
+        )
         check_channels("in_channels", in_channels)
         check_channels("base_channels", base_channels)
         # The deep stem's first two convolutions have half as many channels.
@@ -184,8 +196,11 @@ class ResNet(BaseModule):
         positions = getattr(self.block, "plugin_positions", Bottleneck.plugin_positions)
         check_plugins(plugins, positions, num_stages)
         check_dims(conv_cfg, norm_cfg)
-        if isinstance(with_cp, Sequence):
+        if isinstance(with_cp, Sequence) and not isinstance(with_cp, str):
             check_stage_mask("with_cp", with_cp, num_stages)
+        else:
+            check_flags(with_cp=with_cp)
+        check_init_cfg(init_cfg)
         if multi_grid is not None:
             check_multi_grid(multi_grid, stage_blocks[num_stages - 1])
 
@@ -257,7 +272,7 @@ class ResNet(BaseModule):
 
     def _architecture(self, depth: int) -> tuple[type[Any], tuple[int, ...]]:
         """Return the class of the blocks, and how many each stage has."""
-        if depth not in self.arch_settings:
+        if not isinstance(depth, Hashable) or depth not in self.arch_settings:
             raise UnknownNameError(
                 f"invalid depth {depth!r} for {type(self).__name__}: depth must be one of "
                 f"{', '.join(map(str, self.arch_settings))}"
@@ -410,7 +425,14 @@ class ResNet(BaseModule):
         return tuple(outs)
 
     def _check_input(self, x: Tensor) -> None:
+        if isinstance(x, Proxy):  # A symbolic trace, such as mmengine's efficient_conv_bn_eval makes, has no shapes.
+            return
         channels = self.in_channels
+        if not isinstance(x, Tensor):
+            raise ArgumentTypeError(
+                f"x must be a tensor {layout(self.spatial_dims, 'C' if channels is None else channels)}, "
+                f"got a {type(x).__name__}"
+            )
         if x.dim() != 2 + self.spatial_dims or (channels is not None and x.shape[1] != channels):
             expected = layout(self.spatial_dims, "C" if channels is None else channels)
             raise ArgumentError(f"x must have shape {expected}, got {tuple(x.shape)}")

@@ -1,5 +1,6 @@
 """Every wrong input is refused by the constructor, in words that name argument, value and what is allowed."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,9 @@ WRONG = [
     (dict(depth=99), KeyError, ["invalid depth", "99", "18, 34, 50, 101, 152"]),
     (dict(depth="50"), KeyError, ["depth", "'50'", "18, 34, 50, 101, 152"]),
     (dict(depth=None), KeyError, ["depth", "None", "18, 34, 50, 101, 152"]),
+    (dict(depth=[50]), KeyError, ["depth", "[50]", "18, 34, 50, 101, 152"]),
+    (dict(depth=dict(type="ResNet")), KeyError, ["depth", "18, 34, 50, 101, 152"]),
+    (dict(depth=True), KeyError, ["depth", "True", "18, 34, 50, 101, 152"]),
     # stages
     (dict(num_stages=0), ValueError, ["num_stages", "0", "1 to 4"]),
     (dict(num_stages=5), ValueError, ["num_stages", "5", "1 to 4"]),
@@ -29,6 +33,8 @@ WRONG = [
     (dict(dilations=(1, 1, 1)), ValueError, ["dilations", "(1, 1, 1)", "num_stages=4"]),
     (dict(dilations=(1, 1, 1, -1)), ValueError, ["dilations", "-1", "at least 1"]),
     (dict(dilations=(1, 1, 1, 1.5)), ValueError, ["dilations", "1.5", "at least 1"]),
+    (dict(strides=b"\1\2\2\2"), TypeError, ["strides", "sequence of 4"]),
+    (dict(strides=np.array([1, 2, 2, 2])), TypeError, ["strides", "sequence of 4"]),
     # outputs
     (dict(out_indices=()), ValueError, ["out_indices", "()", "0 to 3"]),
     (dict(out_indices=(1, 1)), ValueError, ["out_indices", "(1, 1)", "duplicate", "0 to 3"]),
@@ -45,6 +51,20 @@ WRONG = [
     (dict(depth=18, style="tf"), ValueError, ["style", "'tf'", "'pytorch'", "'caffe'"]),
     (dict(depth=50, style="tf"), ValueError, ["style", "'tf'", "'pytorch'", "'caffe'"]),
     (dict(style=None), ValueError, ["style", "None", "'pytorch'", "'caffe'"]),
+    (dict(style=np.array(["pytorch", "caffe"])), ValueError, ["style", "'pytorch' or 'caffe'"]),
+    # truth values: a string is true whatever it says
+    (dict(deep_stem="False"), TypeError, ["deep_stem", "'False'", "True or False"]),
+    (dict(deep_stem=np.ones(2)), TypeError, ["deep_stem", "True or False"]),
+    (dict(avg_down=None), TypeError, ["avg_down", "None", "True or False"]),
+    (dict(norm_eval="no"), TypeError, ["norm_eval", "'no'", "True or False"]),
+    (dict(norm_eval=2), TypeError, ["norm_eval", "2", "True or False"]),
+    (dict(zero_init_residual=torch.zeros(2)), TypeError, ["zero_init_residual", "True or False"]),
+    (dict(with_cp="False"), TypeError, ["with_cp", "'False'", "True or False"]),
+    (dict(with_cp={0, 1}), TypeError, ["with_cp", "{0, 1}", "True or False"]),
+    (dict(with_cp=[True]), ValueError, ["with_cp", "[True]", "num_stages=4"]),
+    (dict(fold_norm="yes"), TypeError, ["fold_norm", "'yes'", "True or False"]),
+    (dict(channels_last="yes"), TypeError, ["channels_last", "'yes'", "True or False"]),
+    (dict(contract_dilation=0.5), TypeError, ["contract_dilation", "0.5", "True or False"]),
     # freezing
     (dict(frozen_stages=-2), ValueError, ["frozen_stages", "-2", "-1", "4"]),
     (dict(frozen_stages=5), ValueError, ["frozen_stages", "5", "-1", "num_stages=4"]),
@@ -92,7 +112,27 @@ WRONG = [
     (dict(norm_cfg="BN"), TypeError, ["norm_cfg", "'BN'", "dict"]),
     (dict(conv_cfg=dict(type="Cnov2d")), KeyError, ["conv_cfg", "'Cnov2d'", "Did you mean 'Conv2d'?"]),
     (dict(conv_cfg="Conv2d"), TypeError, ["conv_cfg", "'Conv2d'", "dict"]),
+    (dict(conv_cfg=dict(type="BN")), TypeError, ["conv_cfg", "{'type': 'BN'}", "kernel_size"]),
+    (dict(conv_cfg=dict(type=int)), TypeError, ["conv_cfg", "'int'", "nn.Module"]),
+    (dict(conv_cfg=dict(type="Conv2d", foo=1)), TypeError, ["conv_cfg", "'foo'"]),
+    (dict(conv_cfg=dict(type="Conv2d", groups=3)), ValueError, ["conv_cfg", "'groups': 3", "divisible"]),
+    (dict(norm_cfg=dict(type="Conv2d")), TypeError, ["norm_cfg", "'Conv2d'", "eps"]),
+    (dict(norm_cfg=dict(type=int)), TypeError, ["norm_cfg", "'int'", "nn.Module"]),
+    (dict(norm_cfg=dict(type="BN", foo=1)), TypeError, ["norm_cfg", "'foo'"]),
+    (dict(norm_cfg=dict(type="BN", eps="1e-5")), TypeError, ["norm_cfg's eps", "'1e-5'", "number"]),
+    (dict(norm_cfg=dict(type="BN", momentum="0.1")), TypeError, ["norm_cfg's momentum", "'0.1'", "number"]),
+    (dict(norm_cfg=dict(type="BN", requires_grad="no")), ValueError, ["norm_cfg", "'no'", "bool"]),
+    (dict(norm_cfg=dict(type="GN", num_groups=3)), ValueError, ["norm_cfg", "4 channels", "'num_groups': 3"]),
+    (dict(norm_cfg=dict(type="GN", num_groups=0)), ValueError, ["norm_cfg", "'num_groups': 0"]),
+    (dict(norm_cfg=dict(type="GN", num_groups="2")), TypeError, ["norm_cfg", "'num_groups': '2'"]),
+    (dict(norm_cfg=dict(type="LN")), ValueError, ["norm_cfg", "LayerNorm", "last axis", "'GN'"]),
     # initialisation
+    (dict(init_cfg=True), TypeError, ["init_cfg", "True", "dict"]),
+    (dict(init_cfg="torchvision://resnet50"), TypeError, ["init_cfg", "'torchvision://resnet50'", "dict"]),
+    (dict(init_cfg=dict(checkpoint="a.pth")), TypeError, ["init_cfg", "a.pth", "'type'"]),
+    (dict(init_cfg=["Kaiming"]), TypeError, ["init_cfg", "['Kaiming']", "dict"]),
+    (dict(init_cfg=dict(type="Pretrained")), TypeError, ["init_cfg", "'Pretrained'", "checkpoint"]),
+    (dict(init_cfg=dict(type="Pretrained", checkpoint=3)), TypeError, ["init_cfg", "3", "path"]),
     (dict(pretrained=3), TypeError, ["pretrained", "3", "string"]),
     (
         dict(pretrained="a.pth", init_cfg=dict(type="Pretrained", checkpoint="b.pth")),
@@ -139,6 +179,21 @@ def test_variant_names_the_nearest_of_all_arguments():
         ResNetV1d(depth=50, base_chanels=4)
 
 
+def test_numpys_numbers_and_truth_values_are_taken():
+    backbone = ResNet(
+        np.int64(18),
+        base_channels=np.int64(4),
+        strides=tuple(np.array([1, 2, 2, 2])),
+        out_indices=list(np.array([0, 3])),
+        frozen_stages=np.int64(1),
+        norm_eval=np.bool_(False),
+        with_cp=np.bool_(True),
+        deep_stem=1,
+    )
+    assert [level.shape[1:] for level in backbone(torch.rand(2, 3, 32, 32))] == [(4, 8, 8), (32, 1, 1)]
+    assert backbone.out_strides == (4, 32)
+
+
 @pytest.mark.parametrize(
     ("x", "exception", "words"),
     [
@@ -147,8 +202,10 @@ def test_variant_names_the_nearest_of_all_arguments():
         (torch.rand(1, 4, 32, 32), ValueError, ["(N, 3, H, W)", "(1, 4, 32, 32)"]),
         (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), TypeError, ["floating-point", "uint8", "normalise"]),
         (torch.zeros(1, 3, 32, 32, dtype=torch.int64), TypeError, ["floating-point", "int64"]),
+        ([torch.rand(1, 3, 32, 32)], TypeError, ["(N, 3, H, W)", "list"]),
+        (np.zeros((1, 3, 32, 32), np.float32), TypeError, ["(N, 3, H, W)", "ndarray"]),
     ],
-    ids=["3 dimensions", "5 dimensions", "4 channels", "uint8", "int64"],
+    ids=["3 dimensions", "5 dimensions", "4 channels", "uint8", "int64", "list", "numpy"],
 )
 def test_input_is_refused(x, exception, words):
     with pytest.raises(exception) as caught:

@@ -1,8 +1,11 @@
-"""torch.compile takes the whole backbone as one graph."""
+"""torch.compile takes the whole backbone as one graph; so does torch.fx."""
+
+import copy
 
 import pytest
 import torch
-from helpers import gradients, loss_of, shake
+from helpers import assert_same_bits, gradients, loss_of, shake
+from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval
 
 from resnet_backbone import ResNet
 
@@ -53,6 +56,37 @@ def test_basic_blocks_compile_without_graph_breaks(training, with_cp):
 @pytest.mark.parametrize("with_cp", [False, CHECKPOINTED])
 def test_bottlenecks_compile_without_graph_breaks(with_cp):
     compare("aot_eager", 50, True, with_cp, norm_eval=False, frozen_stages=1)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        dict(depth=18),
+        dict(depth=50, frozen_stages=1, out_indices=(1, 2)),
+        dict(
+            depth=50,
+            deep_stem=True,
+            avg_down=True,
+            channels_last=True,
+            plugins=[dict(cfg=dict(type="ContextBlock", ratio=0.5), position="after_conv3")],
+        ),
+    ],
+    ids=["ResNet-18", "frozen", "deep stem and plugins"],
+)
+def test_symbolic_trace_has_the_same_bits(arguments):
+    backbone = shake(ResNet(**arguments, base_channels=4)).eval()
+    x = torch.rand(2, 3, 64, 64)
+    assert_same_bits(torch.fx.symbolic_trace(backbone)(x), backbone(x))
+
+
+def test_runners_efficient_conv_bn_eval_takes_the_backbone():
+    """mmengine's Runner option traces the backbone, and computes convolutions and norms in eval mode as one."""
+    exact = shake(ResNet(50, base_channels=4)).train()
+    model = torch.nn.ModuleDict(dict(backbone=copy.deepcopy(exact)))
+    turn_on_efficient_conv_bn_eval(model, "backbone")
+    x = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(model["backbone"](x), exact(x), rtol=1e-4, atol=1e-4)
+    assert not torch.equal(model["backbone"](x)[-1], exact(x)[-1]), "nothing was folded"
 
 
 def test_compiles_with_inductor():

@@ -167,6 +167,48 @@ def test_config_is_left_alone():
     assert cfg == before
 
 
+@pytest.mark.parametrize(
+    ("cfg", "exception", "words"),
+    [
+        (None, TypeError, ["dict", "None"]),
+        ("ResNet", TypeError, ["dict", "'ResNet'"]),
+        (dict(depth=18), KeyError, ["'type'", "'depth': 18"]),
+        (dict(type=None, depth=18), KeyError, ["'type'", "None"]),
+        (dict(type="ResNte", depth=18), KeyError, ["'ResNte'", "Did you mean 'ResNet'?", "ResNetV1d"]),
+        (dict(type="resnet_backbone.ResNte", depth=18), KeyError, ["'resnet_backbone.ResNte'", "ResNetV1d"]),
+    ],
+    ids=str,
+)
+def test_config_of_no_backbone_is_refused(cfg, exception, words):
+    with pytest.raises(exception) as caught:
+        build_backbone(cfg)
+    assert isinstance(caught.value, ValueError)
+    assert isinstance(caught.value, AssertionError)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_new_style_config_inherits_and_builds(run_python):
+    printed = run_python(
+        """
+from mmengine.config import Config
+from mmengine.registry import MODELS
+cfg = Config.fromfile("shadows/child.py")
+print(type(MODELS.build(cfg.model.backbone)).__module__, cfg.model.backbone.depth)
+cfg.dump("dumped.py")
+print(type(MODELS.build(Config.fromfile("dumped.py").model.backbone)).__module__)
+""",
+        {
+            "base.py": "from resnet_backbone import ResNet\n"
+            "model = dict(backbone=dict(type=ResNet, depth=18, base_channels=4))\n",
+            "child.py": "from mmengine.config import read_base\n"
+            "with read_base():\n    from .base import *\n"
+            "model.backbone.update(dict(depth=34))\n",
+        },
+    )
+    assert printed.splitlines()[-2:] == ["resnet_backbone.resnet 34", "resnet_backbone.resnet"]
+
+
 def test_default_scope_does_not_matter():
     with DefaultScope.overwrite_default_scope("resnet_backbone"):
         assert type(build_backbone(dict(type="mmdet.ResNet", **SMALL))) is ResNet

@@ -23,7 +23,7 @@ __all__ = ["adaptive_avg_pool", "avg_pool", "check_dims", "layout", "max_pool", 
 Cfg = dict[str, Any]
 
 _CONVS: Mapping[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-# Group norm, layer norm and synchronised batch norm take any number of dimensions.
+# Group norm and synchronised batch norm take any number of dimensions.
 _NORMS: Mapping[int, tuple[type[nn.Module], ...]] = {
     1: (nn.BatchNorm1d, nn.InstanceNorm1d),
     2: (nn.BatchNorm2d, nn.InstanceNorm2d),
@@ -53,10 +53,16 @@ def check_dims(conv_cfg: Cfg | None, norm_cfg: Cfg) -> None:
         norm_cfg: Config of the norm layers.
 
     Raises:
-        ArgumentError: They differ; or one of the two is no dict with a registered type.
+        ArgumentError: They differ; the norm layer is PyTorch's LayerNorm, which normalises no channels; or one of the
+            two is no dict with a registered type.
     """
     dims = spatial_dims_of(conv_cfg)
     layer_type = norm_type(norm_cfg)
+    if inspect.isclass(layer_type) and getattr(layer_type, "forward", None) is nn.LayerNorm.forward:
+        raise ArgumentError(
+            f"norm_cfg must normalise channels, got {dict(norm_cfg)!r}: PyTorch's LayerNorm normalises the last axis "
+            f"of (N, C, {_AXES[dims]}). GroupNorm with one group is near: dict(type='GN', num_groups=1)"
+        )
     norm_dims = _find(layer_type, _NORMS)
     if norm_dims is None or norm_dims == dims:
         return

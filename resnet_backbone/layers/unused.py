@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.fx import Proxy
 
 __all__ = ["account_for"]
 
@@ -25,9 +26,10 @@ def account_for(unused: Iterable[nn.Module], out: Output) -> Output:
         out: What the loss is computed from: a tensor, or one for each branch.
 
     Returns:
-        ``out``, with the same values and gradients. Where no process group exists, it is what was passed in.
+        ``out``, with the same values and gradients. Where no process group exists, and in a symbolic trace, it is what
+        was passed in.
     """
-    if not torch.is_grad_enabled() or not dist.is_available() or not dist.is_initialized():
+    if isinstance(out, Proxy) or not torch.is_grad_enabled() or not dist.is_available() or not dist.is_initialized():
         return out
     parameters = [parameter for module in unused for parameter in module.parameters() if parameter.requires_grad]
     if not parameters:
