@@ -22,6 +22,7 @@ from mmengine.registry import Registry
 from torch import nn
 
 from .blocks import BasicBlock, Bottleneck
+from .errors import UnknownNameError, did_you_mean
 from .layers import ResLayer, SELayer
 from .layers.dcn_types import OWN_TYPES, has_compiled_mmcv, register_deform_convs
 from .multi_scale import MultiScaleResNet1d
@@ -92,8 +93,26 @@ def build_backbone(cfg: dict[str, Any]) -> nn.Module:
 
     Returns:
         The backbone.
+
+    Raises:
+        UnknownNameError: Nothing is registered under ``type``.
+        ArgumentError: The backbone refuses an argument.
     """
-    return cast(nn.Module, BACKBONES.build({"_scope_": BACKBONES.scope, **cfg}))
+    try:
+        return cast(nn.Module, BACKBONES.build({"_scope_": BACKBONES.scope, **cfg}))
+    except KeyError as error:
+        if isinstance(error, UnknownNameError) or f"{cfg['type']} is not in the" not in str(error):
+            raise
+        raise UnknownNameError(_unknown_backbone(str(cfg["type"]))) from error
+
+
+def _unknown_backbone(name: str) -> str:
+    ours = sorted(cls.__name__ for cls in (*OVERRIDES, MultiScaleResNet1d, ResNetV1c))
+    message = f"no backbone is registered as {name!r} in scope {BACKBONES.scope!r}."
+    message += f"{did_you_mean(name, BACKBONES.module_dict)} This package has {', '.join(ours)}"
+    if getattr(sys.modules["mmdet.registry"], "__file__", None) is None:
+        message += "; mmdet, which cannot be used here, has others: resnet-backbone doctor says what it takes"
+    return message
 
 
 def explain(error: Exception) -> str:
