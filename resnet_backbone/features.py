@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from .figures import Level, check_picture_path, draw_feature_pyramid
 from .weights import LoadReport, Preprocessing, load_pretrained
 from .weights.command import backbone_for
 from .weights.preprocessing import IMAGENET_RGB
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 __all__ = ["check_output", "extract", "load_photograph", "run_features", "show_pyramid"]
 
@@ -143,7 +146,7 @@ def load_photograph(image: str | None) -> Tensor:
     try:
         with Image.open(path) as opened:
             # Cameras store portraits lying down, with a note on how to turn them.
-            photo = ImageOps.exif_transpose(opened).convert("RGB")
+            photo = _to_rgb(ImageOps.exif_transpose(opened))
     except UnidentifiedImageError:
         raise ArgumentError(f"image must be a photograph (JPEG, PNG, ...), and {str(path)!r} is none") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -151,6 +154,16 @@ def load_photograph(image: str | None) -> Tensor:
         raise ArgumentError(f"image {str(path)!r} cannot be read: {reason}") from error
     photo.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     return torch.from_numpy(np.array(photo))
+
+
+def _to_rgb(image: Image) -> Image:
+    """Convert to 8-bit RGB; of 16-bit values Pillow by itself keeps what is below 256, and all the rest is white."""
+    import numpy as np
+    from PIL.Image import fromarray
+
+    if image.mode.startswith("I"):
+        image = fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
 
 
 @torch.inference_mode()

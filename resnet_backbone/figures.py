@@ -122,7 +122,8 @@ class _Page:
     def __init__(self, photo: Array, rows: int, num_channels: int, head_width: float, note_lines: int) -> None:
         from matplotlib.figure import Figure
 
-        aspect: float = photo.shape[1] / photo.shape[0]
+        # Panoramas and strips get the room of less extreme pictures, and do not fill it.
+        aspect = float(np.clip(photo.shape[1] / photo.shape[0], 1 / 3, 3))
         self.notes = 0.8 + 0.22 * note_lines
         # Pictures have the photograph's shape, and about one area whatever that is; four channels fill one's.
         self.tile_height = float(np.clip(np.sqrt(4.6 / aspect), 1.3, 2.8))
@@ -154,10 +155,10 @@ class _Page:
         """Top edge of a level's tiles."""
         return self.head + index * self.row
 
-    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
-        """Add axes without ticks or frame."""
+    def axes(self, left: float, top: float, width: float, height: float, anchor: str = "NW") -> Axes:
+        """Add axes without ticks or frame; a picture of another shape lies in the corner that ``anchor`` names."""
         box = (left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height)
-        axes = self.figure.add_axes(box)
+        axes = self.figure.add_axes(box, anchor=anchor)
         axes.set_axis_off()
         return axes
 
@@ -178,7 +179,8 @@ def _draw_level(page: _Page, photo: Array, index: int, level: Level, num_channel
     tile.imshow(_overlay(photo, energy(level.features), level.stride), interpolation="antialiased")
     for position, channel in enumerate(strongest_channels(level.features, num_channels)):
         left, top = page.map_at(index, position)
-        tile = page.axes(left, top, page.map_width, page.map_height)
+        # Where a map is lower than its room, its number stands above it.
+        tile = page.axes(left, top, page.map_width, page.map_height, anchor="SW")
         _show_positions(tile, level.features[channel], photo, level.stride)
         badge = {"facecolor": INK, "edgecolor": "none", "alpha": 0.75, "pad": 1.5}
         page.text(left + 0.05, top + 0.15, f"{channel}", size=8, colour=PAPER, bbox=badge)

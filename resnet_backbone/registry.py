@@ -109,12 +109,19 @@ def build_backbone(cfg: dict[str, Any]) -> nn.Module:
     if isinstance(name, str):
         with BACKBONES.switch_scope_and_registry(cfg["_scope_"]) as registry:
             if registry.get(name) is None:
-                known = registry.module_dict
-                raise UnknownNameError(
-                    f"a backbone's config has type {name!r}, which is not registered in scope {registry.scope!r}."
-                    f"{did_you_mean(name, known)} This package's are {', '.join(MODELS.module_dict)}"
-                )
+                raise UnknownNameError(_unknown_backbone(name, registry))
     return cast(nn.Module, BACKBONES.build(cfg))
+
+
+def _unknown_backbone(name: str, registry: Registry) -> str:
+    backbones: tuple[type[nn.Module], ...] = (ResNet, ResNetV1c, ResNetV1d, MultiScaleResNet1d)
+    message = f"no backbone is registered as {name!r} in scope {registry.scope!r}."
+    message += (
+        f"{did_you_mean(name, registry.module_dict)} This package has {', '.join(cls.__name__ for cls in backbones)}"
+    )
+    if getattr(sys.modules["mmdet.registry"], "__file__", None) is None:
+        message += "; mmdet, which cannot be used here, has others: resnet-backbone doctor says what it takes"
+    return message
 
 
 def explain(error: Exception) -> str:

@@ -1,29 +1,85 @@
-"""What README and docs show runs: every block of Python, each by itself, and the examples."""
+"""What README and docs show runs: every block of Python, each by itself, the examples; commands have those options."""
 
 import importlib.util
 import re
+import shlex
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 import torch
+from torchvision.models import get_model
+
+from resnet_backbone.cli import _parser
+from resnet_backbone.weights import sources
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-# Sources that are downloaded.
-REMOTE = re.compile(r"[\"'](https?|torchvision|timm|hf|open-mmlab)://")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# Blocks in lists are indented.
+BLOCK = re.compile(r"^( *)```(\S*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`resnet-backbone ([^`.]+)`|`((?:info|features|weights|convert|bench) [^`]+)`")
 
 
-def blocks():
+def blocks(language):
     for page in PAGES:
         text = page.read_text()
         for found in BLOCK.finditer(text):
             line = text[: found.start()].count("\n") + 2
-            marks = [pytest.mark.network] if REMOTE.search(found[1]) else []
-            yield pytest.param(page, line, found[1], id=f"{page.relative_to(ROOT)}:{line}", marks=marks)
+            if found[2] == language:
+                yield pytest.param(page, line, dedent(found[3]), id=f"{page.relative_to(ROOT)}:{line}")
 
 
-@pytest.mark.parametrize(("page", "line", "code"), list(blocks()))
+def commands():
+    """What is shown of ``resnet-backbone``: in blocks of shell, and in lines of text and tables."""
+    for page in PAGES:
+        yield from (found[1] or found[2] for found in INLINE.finditer(page.read_text()))
+    for block in blocks("sh"):
+        for command in re.split(r"\n|&&", block.values[2].replace("\\\n", " ")):
+            if command.strip().startswith("resnet-backbone "):
+                yield command.strip().removeprefix("resnet-backbone ")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_no_block_is_left_out(page):
+    found = list(BLOCK.finditer(page.read_text()))
+    assert {block[2] for block in found} <= {"python", "sh", "text"}
+    assert 2 * len(found) == page.read_text().count("```")
+
+
+@pytest.mark.parametrize("command", sorted(set(commands())))
+def test_command_has_these_options(command):
+    # Exits where it has not.
+    _parser().parse_args(shlex.split(command))
+
+
+def test_extras_exist():
+    (section,) = re.findall(
+        r"\[project\.optional-dependencies\]\n(.*?)\n\[", (ROOT / "pyproject.toml").read_text(), re.DOTALL
+    )
+    shown = {
+        name
+        for page in PAGES
+        for names in re.findall(r'"\.\[([\w,]+)\]"', page.read_text())
+        for name in names.split(",")
+    }
+    assert {"lite", "test", "docs"} <= shown
+    assert shown <= set(re.findall(r"^(\w+) = \[", section, re.MULTILINE))
+
+
+@pytest.fixture
+def downloads(tmp_path, monkeypatch):
+    """In place of torchvision's server, files of the right names with random weights."""
+
+    def fetch(url, *_):
+        path = tmp_path / url.rpartition("/")[2]
+        torch.save(get_model(path.name.partition("-")[0], weights=None).state_dict(), path)
+        return path
+
+    monkeypatch.setattr(sources, "fetch", fetch)
+
+
+@pytest.mark.usefixtures("downloads")
+@pytest.mark.parametrize(("page", "line", "code"), list(blocks("python")))
 def test_block_runs(page, line, code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # The numbers of its lines in a traceback are those of the page.

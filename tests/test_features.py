@@ -153,7 +153,17 @@ def test_what_cannot_be_drawn_is_refused_by_name(arguments, words, photo, config
     assert not out.exists()
 
 
-@pytest.mark.parametrize(("size", "count"), [((90, 30), 2), ((30, 90), 4), ((64, 64), 1)])
+@pytest.mark.parametrize("mode", [np.uint16, np.int32])
+def test_sixteen_bits_are_scaled_not_cut(mode, tmp_path):
+    grey = np.arange(256).reshape(8, 32)
+    Image.fromarray((grey * 257).astype(mode)).save(tmp_path / "deep.tiff")
+    read = features.load_photograph(str(tmp_path / "deep.tiff"))
+    assert torch.equal(read, torch.from_numpy(grey).to(torch.uint8)[..., None].expand(-1, -1, 3))
+
+
+@pytest.mark.parametrize(
+    ("size", "count"), [((90, 30), 2), ((30, 90), 4), ((64, 64), 1), ((900, 60), 4), ((40, 1000), 4)]
+)
 def test_nothing_of_the_figure_is_cut_off(size, count):
     height, width = size
     levels = [
@@ -170,6 +180,11 @@ def test_nothing_of_the_figure_is_cut_off(size, count):
         assert box.y0 >= 0
         assert box.x1 <= figure.bbox.width
         assert box.y1 <= figure.bbox.height
+    # Panoramas and strips are no larger than other figures; no number or heading covers another.
+    assert max(figure.get_size_inches()) < 30
+    for index, one in enumerate(figure.texts):
+        others = [text.get_window_extent() for text in figure.texts[index + 1 :]]
+        assert not any(one.get_window_extent().overlaps(other) for other in others), one.get_text()
     # No picture covers another.
     pictures = [axes.bbox for axes in figure.axes]
     for index, one in enumerate(pictures):

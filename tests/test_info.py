@@ -252,6 +252,14 @@ def test_command(tmp_path, capsys):
         (["--config", "missing.py"], "config 'missing.py' is no file, and no config 'missing.py' ships"),
         (["--config", "_base_/backbones/resnet19.py"], "Did you mean '_base_/backbones/resnet1"),
         (["--cfg-options", "frozen"], "--cfg-options must be key=value, such as fold_norm=True, got 'frozen'"),
+        (["--cfg-options", "norm_cfg=dict(type='GN',num_groups=32)"], "a dict is given key by key, norm_cfg.type=GN"),
+        (["--cfg-options", "with_cp=True", "out_indices=(1,2"], "--cfg-options cannot set 'out_indices=(1,2'"),
+        (
+            ["--cfg-options", "type=ResNetV1e"],
+            "no backbone is registered as 'ResNetV1e' in scope 'mmdet'. Did you mean",
+        ),
+        (["--cfg-options", "type=Unheard"], "This package has MultiScaleResNet1d, ResNet, ResNetV1c, ResNetV1d"),
+        (["--cfg-options", "depth.x=3"], "--cfg-options cannot set 'depth.x=3'"),
         (["--cfg-options", "frozen_stage=1"], "has no argument 'frozen_stage'. Did you mean 'frozen_stages'?"),
     ],
 )

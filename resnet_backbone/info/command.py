@@ -55,11 +55,19 @@ def _with_options(cfg: dict[str, Any], options: Sequence[str]) -> dict[str, Any]
     for option in options:
         if not option.partition("=")[0] or "=" not in option:
             raise ArgumentError(f"--cfg-options must be key=value, such as fold_norm=True, got {option!r}")
+    merged = Config({"backbone": cfg})
     parser = argparse.ArgumentParser()
     parser.add_argument("--cfg-options", nargs="*", action=DictAction)
-    values = parser.parse_args(["--cfg-options", *options]).cfg_options
-    merged = Config({"backbone": cfg})
-    merged.merge_from_dict({f"backbone.{key}": value for key, value in values.items()})
+    for option in options:
+        try:
+            values = parser.parse_args(["--cfg-options", option]).cfg_options
+            merged.merge_from_dict({f"backbone.{key}": value for key, value in values.items()})
+        except (AssertionError, AttributeError, KeyError, RecursionError, TypeError) as error:
+            # What mmengine's parser raises for what it cannot read, or put there, names neither.
+            raise ArgumentError(
+                f"--cfg-options cannot set {option!r}: values are numbers, words, [lists] and (tuples) without spaces; "
+                f"a dict is given key by key, norm_cfg.type=GN norm_cfg.num_groups=32"
+            ) from error
     return dict(merged.to_dict()["backbone"])
 
 
