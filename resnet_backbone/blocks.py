@@ -126,7 +126,10 @@ class ResidualBlock(BaseModule):
         names = []
         for cfg in plugins:
             cfg = cfg.copy()
-            name, layer = build_plugin_layer(cfg, in_channels=in_channels, postfix=cfg.pop("postfix", ""))
+            postfix = cfg.pop("postfix", "")
+            if not isinstance(postfix, (int, str)) or "." in str(postfix):
+                raise ArgumentError(f"a plugin's postfix must be a number or a string without dots, got {postfix!r}")
+            name, layer = build_plugin_layer(cfg, in_channels=in_channels, postfix=postfix)
             if hasattr(self, name):
                 raise ArgumentError(
                     f"plugins has two plugins named {name!r} in one block: give each a postfix to tell them apart, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import torch
@@ -26,13 +27,36 @@ def try_out(layer: nn.Module, name: str, in_channels: int, dims: int = 2) -> Non
         dims: Number of dimensions of the features: 1, 2 or 3.
 
     Raises:
-        ArgumentError: It returns no tensor, or another number of channels.
+        ArgumentError: It has no ``forward`` of one argument, takes features of another number of dimensions, returns no
+            tensor, or one of another shape.
     """
+    _check_forward(layer, name)
     try:
         out = _run_copy(layer, in_channels, dims)
-    except Exception:  # noqa: BLE001 - it may need larger images or another device; forward looks at its output again
+    except Exception as error:
+        for other in {1, 2, 3} - {dims}:
+            if _runs(layer, in_channels, other):
+                raise ArgumentError(
+                    f"plugins: {name} takes features {layout(other)}, and conv_cfg makes {layout(dims)}"
+                ) from error
         return
     check_output(out, name, in_channels, dims)
+
+
+def _check_forward(layer: nn.Module, name: str) -> None:
+    if type(layer).forward is nn.Module.forward:
+        raise ArgumentTypeError(f"plugins: {name} must have a forward, got a {type(layer).__name__} without one")
+    try:
+        inspect.signature(layer.forward).bind(None)
+    except (TypeError, ValueError) as error:
+        raise ArgumentTypeError(f"plugins: forward of {name} must take the features alone: {error}") from error
+
+
+def _runs(layer: nn.Module, in_channels: int, dims: int) -> bool:
+    try:
+        return isinstance(_run_copy(layer, in_channels, dims), Tensor)
+    except Exception:  # noqa: BLE001 - any of them says no
+        return False
 
 
 def _run_copy(layer: nn.Module, in_channels: int, dims: int) -> Any:
