@@ -149,7 +149,7 @@ class ResidualBlock(BaseModule):
         """
         for name in plugin_names:
             out = getattr(self, name)(x)
-            check_output(out, name, x.shape[1], x.dim() - 2)
+            check_output(out, name, x.shape)
             x = out
         return x
 

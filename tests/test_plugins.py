@@ -66,6 +66,11 @@ class HasNoForward(nn.Module):
         super().__init__()
 
 
+class Shrinks(Scale):
+    def forward(self, x):
+        return nn.functional.avg_pool2d(x, 2)
+
+
 class TakesTwo(Scale):
     def forward(self, x, y):
         return x + y
@@ -266,6 +271,7 @@ def test_trying_a_plugin_out_draws_no_random_number_and_changes_nothing():
         (dict(type=Reshapes), ArgumentError, r"reshapes.*must return the 8 channels.*\(1, 9, 8, 8\)"),
         (dict(type="ConvModule", out_channels=4, kernel_size=1), ArgumentError, "conv_block.*8 channels"),
         (dict(type=HasNoForward), ArgumentTypeError, "has_no_forward.*must have a forward"),
+        (dict(type=Shrinks), ArgumentError, r"shrinks.*must return the shape.*\(1, 8, 8, 8\), got \(1, 8, 4, 4\)"),
         (dict(type=TakesTwo), ArgumentTypeError, "forward of takes_two.*must take the features alone.*'y'"),
         (dict(type="SELayer", ratio=2, act_cfg=dict(type="NoAct")), UnknownNameError, "SELayer.*NoAct"),
         (dict(type="SELayer", ratio=2, conv_cfg=dict(type="Conv1d")), ArgumentError, r"se_layer.*\(N, C, L\)"),
