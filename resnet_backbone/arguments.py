@@ -114,7 +114,7 @@ def check_frozen_stages(frozen_stages: Any, num_stages: int) -> None:
 
 def check_stage_mask(name: str, mask: Any, num_stages: int) -> None:
     """Refuse a mask that is not one truth value per stage."""
-    if not _is_sequence(mask) or len(mask) != num_stages:
+    if not _is_sequence(mask) or len(mask) != num_stages or any(value not in (True, False) for value in mask):
         raise ArgumentError(f"{name} must have one True or False per stage (num_stages={num_stages}), got {mask!r}")
 
 
@@ -175,6 +175,11 @@ def check_plugins(plugins: Any, positions: Sequence[str], num_stages: int | None
             raise ArgumentError(
                 f"a plugin's position must be one of {', '.join(map(repr, positions))}, "
                 f"got {plugin.get('position')!r} in {plugin!r}"
+            )
+        unknown = plugin.keys() - {"cfg", "position", "stages"}
+        if unknown:
+            raise ArgumentTypeError(
+                f"a plugin has a cfg, a position and stages, got {', '.join(map(repr, sorted(unknown)))} in {plugin!r}"
             )
         if num_stages is not None and plugin.get("stages") is not None:
             check_stage_mask("a plugin's stages", plugin["stages"], num_stages)

@@ -128,7 +128,10 @@ class ResidualBlock(BaseModule):
         names = []
         for cfg in plugins:
             cfg = cfg.copy()
-            name, layer = build_plugin_layer(cfg, in_channels=in_channels, postfix=cfg.pop("postfix", ""))
+            postfix = cfg.pop("postfix", "")
+            if not isinstance(postfix, (int, str)) or "." in str(postfix):
+                raise ArgumentError(f"a plugin's postfix must be a number or a string without dots, got {postfix!r}")
+            name, layer = build_plugin_layer(cfg, in_channels=in_channels, postfix=postfix)
             if hasattr(self, name):
                 raise ArgumentError(
                     f"plugins has two plugins named {name!r} in one block: give each a postfix to tell them apart, "
@@ -150,7 +153,7 @@ class ResidualBlock(BaseModule):
             return cast(Tensor, reduce(lambda features, name: getattr(self, name)(features), plugin_names, x))
         for name in plugin_names:
             out = getattr(self, name)(x)
-            check_output(out, name, x.shape[1], x.dim() - 2)
+            check_output(out, name, x.shape)
             x = out
         return x
 

@@ -89,8 +89,11 @@ def check_dcn_type(dcn: LayerCfg) -> None:
 
     Raises:
         UnknownNameError: ``dcn`` has no ``type``, or one that is not registered.
+        ArgumentError: It is a convolution of signals or volumes.
     """
-    _check_cfg("dcn", dcn, _is_deform_conv)
+    found = _check_cfg("dcn", dcn, _is_deform_conv)
+    if inspect.isclass(found) and issubclass(found, (nn.Conv1d, nn.Conv3d)):
+        raise ArgumentError(f"dcn must be a convolution of images (N, C, H, W), got {dict(dcn)!r}")
 
 
 def build_norm_layer(cfg: LayerCfg, num_features: int, postfix: int | str = "") -> tuple[str, nn.Module]:
@@ -148,9 +151,11 @@ def build_plugin_layer(cfg: LayerCfg, postfix: int | str = "", **kwargs: Any) ->
         raise ArgumentTypeError(f"a plugin must be a subclass of nn.Module, got {plugin_type!r} for {dict(cfg)!r}")
     try:
         return mmcv.cnn.build_plugin_layer(cfg, postfix=postfix, **kwargs)
-    except (TypeError, ValueError, AssertionError) as error:
+    except (TypeError, ValueError, AssertionError, KeyError) as error:
         given = ", ".join(f"{name}={value!r}" for name, value in kwargs.items())
-        kind = ArgumentTypeError if isinstance(error, TypeError) else ArgumentError
+        kind = ArgumentError
+        if isinstance(error, (TypeError, KeyError)):
+            kind = ArgumentTypeError if isinstance(error, TypeError) else UnknownNameError
         raise kind(
             f"no plugin can be built from {dict(cfg)!r} with {given}, which the block supplies: "
             f"{type(error).__name__}: {error}"

@@ -61,6 +61,21 @@ class ReturnsTupleForLargeImages(Scale):
         return x, x
 
 
+class HasNoForward(nn.Module):
+    def __init__(self, in_channels):
+        super().__init__()
+
+
+class Shrinks(Scale):
+    def forward(self, x):
+        return nn.functional.avg_pool2d(x, 2)
+
+
+class TakesTwo(Scale):
+    def forward(self, x, y):
+        return x + y
+
+
 class Refuses(nn.Module):
     def __init__(self, in_channels):
         super().__init__()
@@ -255,6 +270,13 @@ def test_trying_a_plugin_out_draws_no_random_number_and_changes_nothing():
         (dict(type=Scale, bye=1), ArgumentTypeError, "'bye'"),
         (dict(type=Reshapes), ArgumentError, r"reshapes.*must return the 8 channels.*\(1, 9, 8, 8\)"),
         (dict(type="ConvModule", out_channels=4, kernel_size=1), ArgumentError, "conv_block.*8 channels"),
+        (dict(type=HasNoForward), ArgumentTypeError, "has_no_forward.*must have a forward"),
+        (dict(type=Shrinks), ArgumentError, r"shrinks.*must return the shape.*\(1, 8, 8, 8\), got \(1, 8, 4, 4\)"),
+        (dict(type=TakesTwo), ArgumentTypeError, "forward of takes_two.*must take the features alone.*'y'"),
+        (dict(type="SELayer", ratio=2, act_cfg=dict(type="NoAct")), UnknownNameError, "SELayer.*NoAct"),
+        (dict(type="SELayer", ratio=2, conv_cfg=dict(type="Conv1d")), ArgumentError, r"se_layer.*\(N, C, L\)"),
+        (dict(type="SELayer", ratio=2, postfix=".x"), ArgumentError, r"postfix must be .* got '\.x'"),
+        (dict(type="SELayer", ratio=2, postfix=None), ArgumentError, "postfix must be .* got None"),
         (dict(type=ReturnsTuple), ArgumentTypeError, "returns_tuple.*must return a tensor.*got a tuple"),
     ],
 )
@@ -267,6 +289,19 @@ def test_bad_plugin_that_shows_itself_later_is_refused_by_forward():
     layer = make_block(BasicBlock, [dict(cfg=dict(type=ReturnsTupleForLargeImages), position="after_conv1")])
     with pytest.raises(ArgumentTypeError, match="returns_tuple_for_large_images must return a tensor"):
         layer(torch.randn(1, 8, 12, 12))
+
+
+@pytest.mark.parametrize(
+    ("plugin", "message"),
+    [
+        (dict(stages=(1, 2, 3, 4)), r"stages must have one True or False per stage.*\(1, 2, 3, 4\)"),
+        (dict(stage=(True, False, False, False)), "a plugin has a cfg, a position and stages, got 'stage'"),
+    ],
+)
+def test_plugin_for_no_known_stages_is_refused(plugin, message):
+    cfg = dict(type="SELayer", ratio=4)
+    with pytest.raises(ArgumentError, match=message):
+        ResNet(18, base_channels=8, plugins=[dict(cfg=cfg, position="after_conv1", **plugin)])
 
 
 def test_two_plugins_of_one_name():
@@ -289,6 +324,8 @@ def test_two_plugins_of_one_name():
         (dict(dcn=dict(type="DCNv2", stride=2)), ArgumentTypeError, "dcn must not have 'stride'"),
         (dict(dcn=dict(type="DCNv2", deform_group=2)), ArgumentTypeError, "'deform_group'"),
         (dict(dcn=dict(type="DCN", fallback_on_stride="no")), ArgumentTypeError, "fallback_on_stride must be True"),
+        (dict(dcn=dict(type="Conv1d")), ArgumentError, r"dcn must be a convolution of images.*'Conv1d'"),
+        (dict(dcn=dict(type="DCN"), stage_with_dcn=(1, 2, 3, 4)), ArgumentError, r"one True or False.*\(1, 2, 3, 4\)"),
         (dict(dcn=dict(type="DCN"), stage_with_dcn=(True,)), ArgumentError, "stage_with_dcn must have one"),
     ],
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,13 +28,37 @@ def try_out(layer: nn.Module, name: str, in_channels: int, dims: int = 2) -> Non
         dims: Number of dimensions of the features: 1, 2 or 3.
 
     Raises:
-        ArgumentError: It returns no tensor, or another number of channels.
+        ArgumentError: It has no ``forward`` of one argument, takes features of another number of dimensions, returns no
+            tensor, or one of another shape.
     """
+    _check_forward(layer, name)
     try:
         out = _run_copy(layer, in_channels, dims)
-    except Exception:  # noqa: BLE001 - it may need larger images or another device; forward looks at its output again
+    except Exception as error:
+        # It may need larger images or another device: forward looks at its output again.
+        for other in {1, 2, 3} - {dims}:
+            if _runs(layer, in_channels, other):
+                raise ArgumentError(
+                    f"plugins: {name} takes features {layout(other)}, and conv_cfg makes {layout(dims)}"
+                ) from error
         return
-    check_output(out, name, in_channels, dims)
+    check_output(out, name, (1, in_channels, *[8] * dims))
+
+
+def _check_forward(layer: nn.Module, name: str) -> None:
+    if type(layer).forward is nn.Module.forward:
+        raise ArgumentTypeError(f"plugins: {name} must have a forward, got a {type(layer).__name__} without one")
+    try:
+        inspect.signature(layer.forward).bind(None)
+    except (TypeError, ValueError) as error:
+        raise ArgumentTypeError(f"plugins: forward of {name} must take the features alone: {error}") from error
+
+
+def _runs(layer: nn.Module, in_channels: int, dims: int) -> bool:
+    try:
+        return isinstance(_run_copy(layer, in_channels, dims), Tensor)
+    except Exception:  # noqa: BLE001 - any of them says no
+        return False
 
 
 def _run_copy(layer: nn.Module, in_channels: int, dims: int) -> Any:
@@ -43,23 +69,27 @@ def _run_copy(layer: nn.Module, in_channels: int, dims: int) -> Any:
         return layer(torch.zeros(1, in_channels, *[8] * dims, dtype=like.dtype, device=like.device))
 
 
-def check_output(out: Any, name: str, in_channels: int, dims: int = 2) -> None:
+def check_output(out: Any, name: str, shape: Sequence[int]) -> None:
     """Refuse a plugin's output that the block could not go on with.
 
     Args:
         out: What the plugin returned.
         name: What it is called in the message.
-        in_channels: Number of channels that it received.
-        dims: Number of dimensions of the features: 1, 2 or 3.
+        shape: Shape of what it received, ``(N, C, H, W)`` or of other features' axes.
 
     Raises:
-        ArgumentError: ``out`` is no tensor of shape ``(N, in_channels, H, W)``, or of other features' axes.
+        ArgumentError: ``out`` is no tensor of that shape.
     """
-    shape = layout(dims, in_channels)
+    channels, axes = shape[1], layout(len(shape) - 2, shape[1])
     if not isinstance(out, Tensor):
-        raise ArgumentTypeError(f"plugins: {name} must return a tensor of shape {shape}, got a {type(out).__name__}")
-    if out.dim() != 2 + dims or out.shape[1] != in_channels:
+        raise ArgumentTypeError(f"plugins: {name} must return a tensor of shape {axes}, got a {type(out).__name__}")
+    if out.shape == tuple(shape):
+        return
+    if out.dim() != len(shape) or out.shape[1] != channels:
         raise ArgumentError(
-            f"plugins: {name} must return the {in_channels} channels that it received, as {shape}, "
+            f"plugins: {name} must return the {channels} channels that it received, as {axes}, "
             f"got shape {tuple(out.shape)}"
         )
+    raise ArgumentError(
+        f"plugins: {name} must return the shape that it received, {tuple(shape)}, got {tuple(out.shape)}"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any, ClassVar, cast
 
 from mmcv.cnn import ConvModule
@@ -58,7 +59,7 @@ class SELayer(BaseModule):
             )
         width = cast(int, in_channels if channels is None else channels)
         check_channels("channels", width)
-        if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio <= width:
+        if isinstance(ratio, bool) or not isinstance(cast(Any, ratio), Real) or not 0 < ratio <= width:
             raise ArgumentError(
                 f"ratio of SELayer must be a number above 0 and at most the number of channels ({width}), got {ratio!r}"
             )

@@ -99,6 +99,8 @@ def _canonical(name: str, deep_stem: bool, projections: set[str]) -> str:
     if match := re.match(r"(.*\bdownsample)\.\d+(?=\.)", name):
         layer = "conv" if match[0] in projections else "norm"
         return f"{match[1]}.{layer}{name[match.end() :]}"
+    # mmdet's checkpoints of before mmcv's version 2 have the offsets of a deformable convolution beside it.
+    name = re.sub(r"^(layer\d+\.\d+\.conv\d)_offset\.", r"\1.conv_offset.", name)
     return re.sub(r"^((?:layer\d+\.\d+\.)?)(?:bn|gn|in|ln|norm|norm_layer)(\d)(?=\.)", r"\1norm\2", name)
 
 

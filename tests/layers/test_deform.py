@@ -9,7 +9,7 @@ from mmengine.registry import MODELS
 from mmengine.runner import load_state_dict
 from torch import nn
 
-from resnet_backbone import ResNet, build_backbone, build_conv_layer
+from resnet_backbone import ResNet, build_backbone, build_conv_layer, load_pretrained
 from resnet_backbone.errors import ArgumentError
 from resnet_backbone.layers import dcn_types
 from resnet_backbone.layers.deform import DeformConv2dPack, ModulatedDeformConv2dPack
@@ -192,6 +192,23 @@ def test_reads_checkpoints_of_the_old_spelling(dcn):
     new = backbone.state_dict()
     assert new._metadata["layer2.0.conv2"] == {"version": 2}
     other.load_state_dict(new, strict=True)
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+@pytest.mark.parametrize(("dcn", "depth"), [("DCN", 18), ("DCNv2", 50)])
+def test_pretrained_files_of_the_old_spelling(dcn, depth, prefix, tmp_path):
+    source, other = (ResNet(depth, base_channels=8, dcn=dict(type=dcn), stage_with_dcn=LAST_STAGES) for _ in range(2))
+    for parameter in source.parameters():
+        nn.init.normal_(parameter)
+    state = source.state_dict()
+    path = tmp_path / "old.pth"
+    old = {prefix + name.replace("conv2.conv_offset", "conv2_offset"): value for name, value in state.items()}
+    torch.save(dict(state_dict=old), path)
+    report = load_pretrained(other, path)
+    assert not report.added
+    assert report.renamed["layer2.0.conv2.conv_offset.bias"] == f"{prefix}layer2.0.conv2_offset.bias"
+    for name, value in state.items():
+        assert torch.equal(other.state_dict()[name], value), name
 
 
 @pytest.mark.parametrize("dcn", OWN_TYPES)

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from mmengine.registry import MODELS
@@ -44,6 +45,10 @@ def test_se_resnet_is_a_config_line(depth, position):
             assert isinstance(block.se_layer, SELayer)
             assert block.se_layer.conv2.out_channels == block.planes * block.expansion
     sum(level.sum() for level in backbone(torch.randn(2, 3, 32, 32))).backward()
+
+
+def test_ratio_may_be_numpys():
+    assert SELayer(8, ratio=np.int64(2)).conv1.out_channels == 4
 
 
 def test_one_activation_config_serves_both():
