@@ -37,9 +37,12 @@ def check_style(style: Any) -> None:
 
 
 def check_flags(**flags: Any) -> None:
-    """Refuse what is no truth value: Python's and numpy's, and 0 and 1, are. ``'False'`` would count as true."""
+    """Refuse what is no truth value: Python's and numpy's, 0 and 1, and ``None``, mmdet's too, are.
+
+    ``'False'`` would count as true.
+    """
     for name, value in flags.items():
-        if not isinstance(value, (bool, np.bool_)) and not (is_int(value) and value in (0, 1)):
+        if value is not None and not isinstance(value, (bool, np.bool_)) and not (is_int(value) and value in (0, 1)):
             raise ArgumentTypeError(f"{name} must be True or False, got {value!r}")
 
 

@@ -55,7 +55,7 @@ WRONG = [
     # truth values: a string is true whatever it says
     (dict(deep_stem="False"), TypeError, ["deep_stem", "'False'", "True or False"]),
     (dict(deep_stem=np.ones(2)), TypeError, ["deep_stem", "True or False"]),
-    (dict(avg_down=None), TypeError, ["avg_down", "None", "True or False"]),
+    (dict(avg_down="no"), TypeError, ["avg_down", "no", "True or False"]),
     (dict(norm_eval="no"), TypeError, ["norm_eval", "'no'", "True or False"]),
     (dict(norm_eval=2), TypeError, ["norm_eval", "2", "True or False"]),
     (dict(zero_init_residual=torch.zeros(2)), TypeError, ["zero_init_residual", "True or False"]),
