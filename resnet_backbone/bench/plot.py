@@ -10,12 +10,13 @@ from .rows import BASELINE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.patches import Patch
 
 __all__ = ["plot_reports", "plot_scaling"]
 
 INK, FAINT = "#16181d", "#5b6270"
 OURS, EXACT, PEER = "#d1495b", "#8d99ae", "#c9cfd8"
-OURS_PREFIXES = ("folded", "deployed")
+OURS_PREFIXES = ("folded", "deployed", "int8")
 
 
 def plot_reports(reports: Sequence[Report], file: str) -> None:
@@ -33,6 +34,7 @@ def plot_reports(reports: Sequence[Report], file: str) -> None:
     for ax, report in zip(axes, reports):
         _bars(ax, report)
     axes[-1].set_xlabel(f"milliseconds a step, median ({_environment()})", color=FAINT, fontsize=8)
+    figure.legend(*_key(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     figure.savefig(file)
 
 
@@ -45,9 +47,7 @@ def _bars(ax: Axes, report: Report) -> None:
         label = f"{values[index]:.0f} ms  {ratio:.2f}x" + ("" if memory is None else f"  memory {memory:.2f}")
         ax.text(values[index] + max(values) * 0.01, index, label, va="center", fontsize=7.5, color=INK)
     ax.axvline(report.ideal_milliseconds, color=INK, linewidth=0.8, linestyle=":")
-    ax.text(
-        report.ideal_milliseconds, len(timed) - 0.4, "convolutions at GEMM peak", fontsize=7, color=FAINT, ha="center"
-    )
+    ax.text(report.ideal_milliseconds, len(timed) - 0.4, " convolutions at GEMM peak", fontsize=7, color=FAINT)
     ax.set_xlim(0, max(values) * 1.32)
     ax.set_title(report.title, loc="left", fontsize=10, color=INK, pad=14)
     _plain(ax)
@@ -81,6 +81,13 @@ def plot_scaling(curves: Sequence[tuple[str, Sequence[Report]]], file: str) -> N
         _plain(ax)
     figure.suptitle(f"{curves[0][1][0].title.split(',')[0]}: {_environment()}", fontsize=9, color=FAINT)
     figure.savefig(file)
+
+
+def _key() -> tuple[list[Patch], list[str]]:
+    from matplotlib.patches import Patch
+
+    meanings = {EXACT: "mmdet's operations", OURS: "this package's fast paths", PEER: "other libraries"}
+    return [Patch(color=colour) for colour in meanings], list(meanings.values())
 
 
 def _colour(name: str) -> str:
