@@ -113,8 +113,10 @@ def fold(conv: Any, norm: Any, again: bool = False) -> tuple[Tensor, Tensor]:
         again: Tell a compiler to scale the weights again in the backward pass; by itself it keeps them for that.
     """
     scale, shift = norm_as_affine(norm, conv.bias)
-    weight = checkpoint(_scaled, conv.weight, scale, use_reentrant=False) if again else _scaled(conv.weight, scale)
-    return weight, shift.to(conv.weight.dtype)
+    shift = shift.to(conv.weight.dtype)
+    if again:
+        return checkpoint(_scaled_as_used, conv.weight, scale, use_reentrant=False), shift
+    return _scaled(conv.weight, scale), shift
 
 
 def norm_as_affine(norm: Any, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -280,6 +282,15 @@ def _centre(mean: Tensor, bias: Tensor | None) -> Tensor:
 def _scaled(weight: Tensor, scale: Tensor) -> Tensor:
     """Multiply each output channel of ``weight`` by its ``scale``."""
     return (weight * scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
+
+
+def _scaled_as_used(weight: Tensor, scale: Tensor) -> Tensor:
+    """``_scaled`` in the dtype of the convolution: what autocast makes of it outside of a checkpoint would be kept."""
+    scaled, device = _scaled(weight, scale), weight.device.type
+    # Before torch 2.4 the question cannot be asked for a device.
+    if not hasattr(torch, "get_autocast_dtype") or not torch.is_autocast_enabled(device):
+        return scaled
+    return scaled.to(torch.get_autocast_dtype(device))
 
 
 def _per_channel(weight: Tensor) -> Tensor:
