@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torchvision.models import get_model
-from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
+from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
@@ -147,6 +147,27 @@ def test_torchvisions_detectors_learn(kind):
         assert image.shape == (3, SIDE, SIDE)
         best = detections["boxes"][detections["scores"].argmax()]
         assert overlap(best, target["boxes"][0]) > 0.5
+
+
+def test_mask_rcnn_trains_and_finds_masks():
+    torch.manual_seed(0)
+    backbone = ResNet(18, base_channels=16, frozen_stages=1)
+    options = dict(min_size=SIDE, max_size=SIDE, box_score_thresh=0.0, box_detections_per_img=3)
+    model = MaskRCNN(with_fpn(backbone, 32), num_classes=2, **options).train()
+    images, targets = rectangles(2)
+    for target in targets:
+        left, top, right, bottom = target["boxes"][0].int().tolist()
+        target["masks"] = torch.zeros(1, SIDE, SIDE, dtype=torch.uint8)
+        target["masks"][0, top:bottom, left:right] = 1
+    losses = model(images, targets)
+    assert "loss_mask" in losses
+    losses["loss_mask"].backward()
+    trainable = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+    assert any(parameter.grad is not None and parameter.grad.any() for parameter in trainable)
+    with torch.no_grad():
+        found = model.eval()(images)
+    for detections in found:
+        assert detections["masks"].shape == (len(detections["boxes"]), 1, SIDE, SIDE)
 
 
 def overlap(one, other):
