@@ -147,6 +147,8 @@ def check_dcn(dcn: Any, conv_cfg: Any, channels: int | None = None) -> None:
     names = [name for name in ("groups", "deform_groups", "deformable_groups") if name in dcn]
     if {"deform_groups", "deformable_groups"} <= dcn.keys():
         raise ArgumentError(f"dcn must have one of deform_groups and deformable_groups, its old name, got {dcn!r}")
+    if "im2col_step" in dcn:
+        check_channels("dcn's im2col_step", dcn["im2col_step"])
     for name in names:
         check_channels(f"dcn's {name}", dcn[name])
         if channels is not None and channels % dcn[name]:

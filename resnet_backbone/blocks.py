@@ -120,8 +120,8 @@ class ResidualBlock(BaseModule):
             The names under which they were added, in the order given.
 
         Raises:
-            ArgumentError: ``plugins`` is no list, two plugins have one name, or one does not return as many channels
-                as it receives.
+            ArgumentError: ``plugins`` is no list, two plugins have one name or one has that of a layer, or one does
+                not return the shape that it receives.
         """
         if not isinstance(plugins, list):
             raise ArgumentTypeError(f"plugins must be a list of plugin configs, got {plugins!r}")
@@ -132,9 +132,12 @@ class ResidualBlock(BaseModule):
             if not isinstance(postfix, (int, str)) or "." in str(postfix):
                 raise ArgumentError(f"a plugin's postfix must be a number or a string without dots, got {postfix!r}")
             name, layer = build_plugin_layer(cfg, in_channels=in_channels, postfix=postfix)
+            if not name or "." in name:
+                raise ArgumentError(f"plugins: the _abbr_ of {cfg['type']!r} must be a name without dots, got {name!r}")
             if hasattr(self, name):
                 raise ArgumentError(
-                    f"plugins has two plugins named {name!r} in one block: give each a postfix to tell them apart, "
+                    f"plugins has two plugins named {name!r} in one block, or the block itself has something of that "
+                    f"name: give each plugin a postfix to tell them apart, "
                     f"such as dict(type={cfg['type']!r}, postfix='2', ...)"
                 )
             try_out(layer, f"{name} (type={cfg['type']!r})", in_channels, spatial_dims_of(self.conv_cfg))

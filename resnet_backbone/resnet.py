@@ -594,7 +594,8 @@ def _unknown_argument(cls: type, name: str) -> ArgumentTypeError:
         parameter
         for base in cls.__mro__
         if "__init__" in vars(base) and issubclass(base, ResNet)
-        for parameter in inspect.signature(vars(base)["__init__"]).parameters
+        for parameter, about in inspect.signature(vars(base)["__init__"]).parameters.items()
+        if about.kind is not inspect.Parameter.VAR_KEYWORD
     ]
     return ArgumentTypeError(f"{cls.__name__} has no argument {name!r}.{did_you_mean(name, known)}")
 

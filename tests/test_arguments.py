@@ -158,6 +158,12 @@ def test_backbone_refuses(arguments, exception, words):
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["unknown", "kwargs"])
+def test_the_rest_of_the_arguments_is_no_suggestion(name):
+    with pytest.raises(TypeError, match=f"ResNetV1d has no argument '{name}'\\.$"):
+        ResNetV1d(50, **{name: 1})
+
+
 def test_config_is_refused_with_the_same_exception():
     with pytest.raises(TypeError, match="Did you mean 'num_stages'") as caught:
         build_backbone(dict(type="ResNet", depth=50, num_stage=4))

@@ -304,6 +304,33 @@ def test_plugin_for_no_known_stages_is_refused(plugin, message):
         ResNet(18, base_channels=8, plugins=[dict(cfg=cfg, position="after_conv1", **plugin)])
 
 
+@pytest.mark.parametrize(
+    ("abbr", "message"),
+    [
+        ("conv1", "the block itself has something of that name.*postfix"),
+        ("a.b", r"_abbr_ of .*Scale.* must be a name without dots, got 'a\.b'"),
+        ("", "_abbr_ of .* must be a name without dots, got ''"),
+    ],
+)
+def test_plugin_of_an_impossible_name(abbr, message, monkeypatch):
+    monkeypatch.setattr(Scale, "_abbr_", abbr, raising=False)
+    with pytest.raises(ArgumentError, match=message):
+        make_block(BasicBlock, [dict(cfg=dict(type=Scale), position="after_conv1")])
+
+
+def test_generalized_attention_compiles_with_graph_breaks():
+    # mmcv's forward branches on numpy.sum, which torch.compile takes for a tensor's value.
+    cfg = dict(type="GeneralizedAttention", num_heads=2, attention_type="1111")
+    stage = dict(num_stages=1, strides=(1,), dilations=(1,), out_indices=(0,))
+    backbone = ResNet(18, base_channels=8, **stage, plugins=[dict(cfg=cfg, position="after_conv2")]).double().eval()
+    for block in backbone.layer1:
+        torch.nn.init.ones_(block.gen_attention_block.gamma)  # it starts as the identity
+    x = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    for out, expected in zip(torch.compile(backbone, backend="aot_eager")(x), backbone(x)):
+        torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
+    torch._dynamo.reset()
+
+
 def test_two_plugins_of_one_name():
     with pytest.raises(ArgumentError, match=r"two plugins named 'scale'.*postfix"):
         make_block(BasicBlock, [dict(cfg=dict(type=Scale), position="after_conv1")] * 2)

@@ -109,6 +109,9 @@ class _DeformConvPack(nn.Module):
             dilation=self.dilation,
             mask=None if mask is None else mask.to(dtype),
         )
+        # The operator returns (N, C, H, W) in memory whatever it is given: the next layers would copy to and fro.
+        if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+            out = out.contiguous(memory_format=torch.channels_last)
         # Under autocast conv_offset returns what an ordinary convolution in this one's place would.
         return out.to(offset.dtype)
 
@@ -139,7 +142,8 @@ class DeformConv2dPack(_DeformConvPack):
         deformable_groups: The old name of ``deform_groups``.
 
     Raises:
-        ArgumentError: ``bias`` is true, or a number of groups does not divide the channels.
+        ArgumentError: ``bias`` is true, a number of groups does not divide the channels, or ``im2col_step`` is no
+            positive integer.
         ImportError: torchvision is missing.
     """
 
@@ -162,6 +166,7 @@ class DeformConv2dPack(_DeformConvPack):
     ) -> None:
         if bias:
             raise ArgumentError(f"bias must be False for a convolution of type 'DCN', got {bias!r}: 'DCNv2' has one")
+        check_channels("im2col_step", im2col_step)
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, deform_groups, False,
             deformable_groups,

@@ -314,13 +314,13 @@ def test_compiles_without_graph_breaks(dcn, train):
 
 
 @pytest.mark.skipif(TORCH < (2, 8), reason="onnxscript knows the operator in the exporter of torch 2.8 and newer")
-@pytest.mark.parametrize("dcn", OWN_TYPES)
-def test_exports_to_onnx(dcn, tmp_path):
+@pytest.mark.parametrize(("depth", "dcn", "count"), [(18, "DCN", 6), (18, "DCNv2", 6), (50, "DCNv2", 13)])
+def test_exports_to_onnx(depth, dcn, count, tmp_path):
     pytest.importorskip("onnxscript")
     onnx = pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
-    backbone = ResNet(18, base_channels=8, dcn=dict(type=dcn, deform_groups=2), stage_with_dcn=LAST_STAGES).eval()
+    backbone = ResNet(depth, base_channels=8, dcn=dict(type=dcn, deform_groups=2), stage_with_dcn=LAST_STAGES).eval()
     for module in backbone.modules():
         if hasattr(module, "conv_offset"):
             nn.init.normal_(module.conv_offset.weight, std=0.05)
@@ -328,9 +328,34 @@ def test_exports_to_onnx(dcn, tmp_path):
     torch.onnx.export(backbone, (x,), file, dynamo=True, opset_version=19)
     model = onnx.load(file)
     assert [opset.version for opset in model.opset_import if opset.domain == ""] == [19]
-    assert [node.op_type for node in model.graph.node].count("DeformConv") == 6
+    assert [node.op_type for node in model.graph.node].count("DeformConv") == count
     session = onnxruntime.InferenceSession(file)
     levels = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     with torch.no_grad():
         for level, expected in zip(levels, backbone(x)):
             assert (torch.from_numpy(level) - expected).norm() < 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("cls", OWN)
+def test_keeps_channels_last(cls):
+    layer, x = make(cls, 8, 8, 3, padding=1), torch.randn(2, 8, 9, 9)
+    out = layer(x.to(memory_format=torch.channels_last))
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert layer(x).is_contiguous()
+    torch.testing.assert_close(out, layer(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dcn", OWN_TYPES)
+@pytest.mark.parametrize("depth", [18, 50])
+def test_levels_keep_channels_last(depth, dcn):
+    backbone = ResNet(depth, base_channels=8, dcn=dict(type=dcn), stage_with_dcn=LAST_STAGES, channels_last=True)
+    levels = backbone(torch.randn(2, 3, 64, 64))
+    assert all(level.is_contiguous(memory_format=torch.channels_last) for level in levels)
+
+
+@pytest.mark.parametrize("step", [0, -1, 1.5, None, "32"])
+def test_im2col_step_must_be_a_positive_integer(step):
+    with pytest.raises(ArgumentError, match=f"^im2col_step must be an integer of at least 1, got {step!r}"):
+        DeformConv2dPack(8, 8, 3, im2col_step=step)
+    with pytest.raises(ArgumentError, match=f"dcn's im2col_step must be an integer of at least 1, got {step!r}"):
+        ResNet(18, base_channels=8, dcn=dict(type="resnet_backbone.DCN", im2col_step=step), stage_with_dcn=LAST_STAGES)
