@@ -314,8 +314,9 @@ def test_compiles_without_graph_breaks(dcn, train):
 
 
 @pytest.mark.skipif(TORCH < (2, 8), reason="onnxscript knows the operator in the exporter of torch 2.8 and newer")
-@pytest.mark.parametrize(("depth", "dcn", "count"), [(18, "DCN", 6), (18, "DCNv2", 6), (50, "DCNv2", 13)])
-def test_exports_to_onnx(depth, dcn, count, tmp_path):
+@pytest.mark.parametrize(("depth", "count"), [(18, 6), (50, 13)])
+@pytest.mark.parametrize("dcn", OWN_TYPES)
+def test_exports_to_onnx(dcn, depth, count, tmp_path):
     pytest.importorskip("onnxscript")
     onnx = pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
