@@ -18,7 +18,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
 from .errors import UnsafeCheckpointError
-from .unpickle import TorchPickle, find_plain
+from .unpickle import RestrictedUnpickler, TorchPickle, find_plain
 
 __all__ = ["read_runner_files"]
 
@@ -77,7 +77,7 @@ def _getattr(owner: Any, name: str) -> Any:
     raise UnsafeCheckpointError(f"would import builtins.getattr, to use {name!r} of {owner!r}")
 
 
-class _RunnerUnpickler(pickle.Unpickler):
+class _RunnerUnpickler(RestrictedUnpickler):
     def find_class(self, module: str, name: str) -> Any:
         return _find_class(module, name)
 

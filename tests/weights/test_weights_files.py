@@ -6,6 +6,7 @@ import copyreg
 import os
 import pathlib
 import pickle
+import struct
 import zipfile
 
 import numpy as np
@@ -263,3 +264,70 @@ def test_old_objects_are_not_reconstructed(tmp_path):
     path.write_bytes(pickle.dumps({"x": argparse.Namespace(a=1)}, protocol=0))
     assert copyreg._reconstructor.__name__ == "_reconstructor"
     assert list(read_file(path)) == ["x"]
+
+
+def _text(value):
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def _name(module, name):
+    return _text(module) + _text(name) + b"\x93"
+
+
+_ARRAY = _name("numpy._core.multiarray", "_reconstruct") + _name("numpy", "ndarray") + b"K\x00\x85C\x01b\x87R"
+_OBJECT = _name("numpy", "dtype") + _text("O") + b"\x89\x88\x87R"
+_BUFFER = _name("numpy._core.numeric", "_frombuffer")
+_STATE = b"(K\x03" + _text("|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+_ATTRIBUTES = b"N}" + _text("changed") + b"K\x01s\x86b"
+_SLOTS = b"K\x01\x85" + _text("C") + b"tR"
+
+# No name here is beyond the list; what is done with it is: addresses in memory that the file chooses, changed classes.
+MISUSED = {
+    "array at an address": (
+        _name("numpy", "ndarray") + b"K\x01\x85" + _text("O") + b"C\x08" + bytes(8) + b"\x87R",
+        "makes an object of numpy.ndarray",
+    ),
+    "storage of an allocator": (
+        _name("torch.storage", "UntypedStorage") + b")}" + _text("device") + _text("cpu") + b"s\x92",
+        "torch.UntypedStorage by keyword",
+    ),
+    "set of keywords": (_name("builtins", "set") + b")}\x92", "by keyword"),
+    "object from bytes": (_BUFFER + b"(C\x08" + bytes(8) + _OBJECT + _SLOTS, "no plain data"),
+    "object dtype in disguise": (_OBJECT + _STATE, "changes the dtype object"),
+    "structured dtype": (_name("numpy", "dtype") + _text("V8") + b"\x85R", "structured"),
+    "view of an array": (_BUFFER + b"(" + _ARRAY + _text("i1") + _SLOTS, "no plain data"),
+    "items of a list": (b"]K\x01aK\x00K\x02s", "sets items of a list"),
+    "several items of a list": (b"]K\x01a(K\x00K\x02u", "sets items of a list"),
+    "class": (_name("collections", "Counter") + _ATTRIBUTES, "changes <class"),
+    "storage class": (_name("torch", "FloatStorage") + _ATTRIBUTES, "changes torch.FloatStorage"),
+    "function": (_name("torch._utils", "_rebuild_tensor_v2") + _ATTRIBUTES, "changes <function"),
+}
+
+
+@pytest.mark.parametrize("name", MISUSED)
+def test_allowed_names_are_not_misused(name, tmp_path):
+    opcodes, message = MISUSED[name]
+    path = tmp_path / "hostile.pkl"
+    path.write_bytes(b"\x80\x04" + opcodes + b".")
+    with pytest.raises(UnsafeCheckpointError, match=message) as caught:
+        read_file(path)
+    assert str(path) in str(caught.value)
+    for changed in (collections.Counter, torch.FloatStorage, torch._utils._rebuild_tensor_v2):
+        assert not hasattr(changed, "changed")
+
+
+@pytest.mark.parametrize("write", [write_torch, write_legacy])
+def test_every_dtype_is_read_past_an_object_that_torch_refuses(write, tmp_path):
+    dtypes = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
+    tensors = {str(dtype): torch.tensor([0, 1, 1]).to(dtype) for dtype in dtypes}
+    codes = ("f8", "<f4", ">f4", "f2", "i8", ">i2", "?", "U4", "O")
+    arrays = {code: np.array([0, 1, 1]).astype(code) for code in codes}
+    write({"args": argparse.Namespace(lr=0.1), "tensors": tensors, "arrays": arrays}, tmp_path / "file.pth")
+    read = read_file(tmp_path / "file.pth")
+    assert read["tensors"].keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert read["tensors"][name].dtype is tensor.dtype
+        assert torch.equal(read["tensors"][name], tensor)
+    for code, array in arrays.items():
+        assert read["arrays"][code].dtype == array.dtype.newbyteorder("=")
+        assert read["arrays"][code].tolist() == array.tolist()
