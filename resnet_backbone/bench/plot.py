@@ -79,9 +79,9 @@ def plot_scaling(curves: Sequence[tuple[str, Sequence[Report]]], file: str) -> N
         ax.set_ylim(0)
         ax.legend(fontsize=7, frameon=False)
         _plain(ax)
-    network, *_, dtype, device = conditions = curves[0][1][0].title.split(", ")
-    task = conditions[1:-3]  # between the network and the size, which is what varies
-    figure.suptitle(", ".join([network, *task, dtype, device, _environment()]), fontsize=9, color=FAINT)
+    conditions = curves[0][1][0].title.split(", ")
+    del conditions[-3]  # the size, which varies
+    figure.suptitle(f"{', '.join(conditions)}: {_environment()}", fontsize=9, color=FAINT)
     figure.savefig(file)
 
 
