@@ -73,11 +73,14 @@ def convert(source: str, out: str, config: str | None, depth: int | None, prefix
         What was done.
 
     Raises:
-        ArgumentError: It would not load, or ``out`` has another suffix.
+        ArgumentError: It would not load, or ``out`` has another suffix or cannot be written.
     """
     target = Path(out)
     if target.suffix not in (".safetensors", ".pth"):
         raise ArgumentError(f"OUT must end in .safetensors or .pth, got {out!r}")
+    if target.is_dir() or not target.parent.is_dir():
+        problem = "is a folder" if target.is_dir() else "lies in a folder that does not exist"
+        raise ArgumentError(f"OUT must be a file in a folder that exists; {out!r} {problem}")
     backbone = backbone_for(source, config, depth, prefix)
     report = load_pretrained(backbone, source, prefix=prefix)
     state = {name: value.contiguous() for name, value in backbone.state_dict().items() if name not in report.added}
@@ -87,6 +90,8 @@ def convert(source: str, out: str, config: str | None, depth: int | None, prefix
     try:
         _save(state, provenance, part, target.suffix)
         part.replace(target)
+    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where the disk is full or read-only
+        raise ArgumentError(f"OUT {out!r} cannot be written: {error}") from error
     finally:
         part.unlink(missing_ok=True)
     return f"{report}\nwrote {target}"

@@ -8,6 +8,7 @@ where not.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import http.client
 import json
@@ -39,6 +40,7 @@ IMPATIENT_TIMEOUT = 10.0
 PAUSE = 1.0
 """Seconds before the second attempt; each further pause is twice as long."""
 _CHUNK = 1 << 20
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 class _Broken(Exception):  # noqa: N818 - no error yet: the transfer is tried again
@@ -119,6 +121,10 @@ def fetch(url: str, sha256: str | None = None, progress: bool = True, patient: b
     final = cached_path(url)
     expected = sha256 or hash_in_name(final.name)
     try:
+        # Files appear whole, under their names, so what is there needs no lock: the cache may be one that only others
+        # may write to.
+        if final.is_file() and final.stat().st_size and (expected is None or matches_hash(final, expected)):
+            return final
         locks = final.parent / ".locks"
         locks.mkdir(parents=True, exist_ok=True)
         with FileLock(locks / f"{final.name}.lock"):
@@ -179,6 +185,8 @@ def _transfer(url: str, part: _Part, progress: bool, patient: bool) -> None:
             try:
                 _request(url, part, advance, TIMEOUT if patient else IMPATIENT_TIMEOUT)
             except (_Broken, OSError, http.client.HTTPException) as error:
+                if isinstance(error, OSError) and error.errno in _NO_ROOM:
+                    raise
                 if isinstance(error, urllib.error.HTTPError) and not _is_passing(error.code):
                     raise DownloadError(f"{url} cannot be fetched: HTTP {error.code} {error.reason}") from error
                 failures = 1 if part.size() > before else failures + 1
@@ -196,10 +204,12 @@ def _is_passing(code: int) -> bool:
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether there is no such host, or no network: neither comes back within seconds."""
+    """Whether there is no such host, no network, or no sense in the URL: none of it comes back within seconds."""
     reason = getattr(error, "reason", error)
-    return type(reason).__name__ in ("gaierror", "SSLCertVerificationError") or isinstance(
-        reason, ConnectionRefusedError
+    return (
+        type(reason).__name__ in ("gaierror", "SSLCertVerificationError")
+        or isinstance(reason, (ConnectionRefusedError, http.client.InvalidURL))
+        or reason == "no host given"
     )
 
 
@@ -221,8 +231,10 @@ def _request(url: str, part: _Part, advance: Advance, timeout: float) -> None:
     if version is not None:
         headers |= {"Range": f"bytes={part.size()}-", "If-Range": version}
     opener = urllib.request.build_opener(_Redirects)
+    # As browsers do, for URLs with blanks or letters beyond ASCII in them; what is escaped already stays.
+    escaped = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
     try:
-        response = opener.open(urllib.request.Request(url, headers=headers), timeout=timeout)
+        response = opener.open(urllib.request.Request(escaped, headers=headers), timeout=timeout)
     except urllib.error.HTTPError as error:
         if error.code == 416:
             part.discard()

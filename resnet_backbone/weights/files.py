@@ -88,8 +88,13 @@ def _read(path: Path, head: bytes, map_location: Any) -> Any:
 
 
 def _read_zip(path: Path, map_location: Any) -> Any:
-    with zipfile.ZipFile(path) as archive:
-        names = [name.rpartition("/")[2] for name in archive.namelist()]
+    # By torch's own reader: another may find other names in an archive that is made to deceive.
+    try:
+        names = torch._C.PyTorchFileReader(str(path)).get_all_records()
+    except RuntimeError:
+        if not zipfile.is_zipfile(path):
+            raise
+        names = []
     if "constants.pkl" in names:
         raise UnsafeCheckpointError("is a TorchScript program, not weights: save its state_dict()")
     if "data.pkl" not in names:
@@ -136,12 +141,14 @@ def containers(checkpoint: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
         For each dict that holds tensors or arrays, at any depth: the keys that lead to it, joined by dots, and its
         tensors. Optimizer states are left out.
     """
-    yield from _containers(checkpoint, "", depth=0)
+    yield from _containers(checkpoint, "", 0, set())
 
 
-def _containers(node: Any, path: str, depth: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    if not isinstance(node, Mapping) or depth > 4:
+def _containers(node: Any, path: str, depth: int, seen: set[int]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    # A dict may lie in a file at several places, in itself among them.
+    if not isinstance(node, Mapping) or depth > 4 or id(node) in seen:
         return
+    seen.add(id(node))
     tensors = {
         key: tensor for key, value in node.items() if isinstance(key, str) and (tensor := _tensor(value)) is not None
     }
@@ -149,12 +156,13 @@ def _containers(node: Any, path: str, depth: int) -> Iterator[tuple[str, dict[st
         yield path, tensors
     for key, value in node.items():
         if isinstance(key, str) and not key.startswith("optim"):
-            yield from _containers(value, f"{path}.{key}" if path else key, depth + 1)
+            yield from _containers(value, f"{path}.{key}" if path else key, depth + 1, seen)
 
 
 def _tensor(value: Any) -> Tensor | None:
     if isinstance(value, Tensor):
-        return value.detach()
+        # Sparse and nested tensors are no layer's weights.
+        return value.detach() if value.layout is torch.strided and not value.is_nested else None
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
         return torch.from_numpy(np.array(value))
     return None

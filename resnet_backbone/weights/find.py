@@ -62,26 +62,32 @@ def find_network(
     for path, tensors in containers(checkpoint):
         state = {strip_wrappers(key): value for key, value in tensors.items()}
         keys += state
-        for candidate in _candidates(state, prefix):
+        for candidate in _candidates(state, prefix, path):
             found.append((path, read_network(state, candidate), list(state)))
     if not found:
         raise CheckpointError(_nothing_found(origin, keys, prefix))
     if len(found) > 1:
         found = _best(found, backbone)
     if len(found) > 1:
-        places = ", ".join(repr(file.candidate.prefix) for _, file, _ in found)
+        places = ", ".join(repr(_place(path, file.candidate.prefix)) for path, file, _ in found)
         raise CheckpointError(
             f"{origin} holds {len(found)} networks, under the prefixes {places}: say which, as prefix="
         )
     return found[0][1], found[0][2]
 
 
-def _candidates(state: Mapping[str, Tensor], prefix: str | None) -> list[Candidate]:
+def _place(path: str, prefix: str) -> str:
+    return f"{path}.{prefix}" if path else prefix
+
+
+def _candidates(state: Mapping[str, Tensor], prefix: str | None, path: str) -> list[Candidate]:
     candidates = find_candidates(state)
     if prefix is None:
         return candidates
     wanted = prefix if not prefix or prefix.endswith((".", "/", "_")) else f"{prefix}."
-    return [candidate for candidate in candidates if candidate.prefix.startswith(wanted)]
+    # The keys that lead to the state dict may precede it, so that of two state dicts either can be meant.
+    by_key = [candidate for candidate in candidates if candidate.prefix.startswith(wanted)]
+    return by_key or [candidate for candidate in candidates if _place(path, candidate.prefix).startswith(wanted)]
 
 
 def _nothing_found(origin: str, keys: list[str], prefix: str | None) -> str:

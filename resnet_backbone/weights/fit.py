@@ -105,6 +105,9 @@ def fit(backbone: nn.Module, file: File) -> Fit:
             if not name.endswith(_IGNORED):
                 (result.added if _is_added(name, common, added, tensors, file) else result.missing).append(name)
             continue
+        if name.endswith(_IGNORED) and value.numel() == 1:
+            # One number; formats without scalars store it as a vector.
+            value = value.reshape(state[name].shape)
         value = _adapt_input(common, value, state[name], result)
         if value.shape != state[name].shape:
             result.mismatched.append((name, tuple(value.shape), tuple(state[name].shape)))

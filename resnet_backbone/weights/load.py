@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from ..errors import ArgumentTypeError
 from .errors import CheckpointError, MismatchError
 from .find import find_network, open_checkpoint
 from .fit import File, Fit, backbone_names, fit
@@ -55,21 +57,36 @@ def load_pretrained(
 
     Raises:
         CheckpointError: The file cannot be had or read, or does not fit; the subclasses tell these apart.
+        ArgumentTypeError: ``backbone``, ``source`` or ``prefix`` is of another type than above.
 
     Examples:
         >>> from resnet_backbone import ResNet, load_pretrained
         >>> report = load_pretrained(ResNet(depth=18), "torchvision://resnet18")  # doctest: +SKIP
         >>> print(report)  # doctest: +SKIP
     """
+    _check_arguments(backbone, prefix)
     resolved, checkpoint = open_checkpoint(source, sha256, progress, map_location)
     file, all_keys = find_network(checkpoint, prefix, resolved.origin, backbone)
     result = fit(backbone, file)
-    report = _report(os.fspath(source), resolved, checkpoint, file, all_keys, result, backbone)
+    report = _report(os.fsdecode(source), resolved, checkpoint, file, all_keys, result, backbone)
     _check(report, file, result, backbone, strict)
+    _check_values(report.origin, result.loaded, backbone.state_dict())
     _copy(backbone, result.loaded)
     for warning in report.warnings:
         print_log(f"resnet_backbone: {warning}", logger="current", level=logging.WARNING)
     return report
+
+
+def _check_arguments(backbone: Any, prefix: Any) -> None:
+    if not isinstance(backbone, nn.Module):
+        raise ArgumentTypeError(f"backbone must be a torch.nn.Module, got {backbone!r}")
+    if prefix is not None and not isinstance(prefix, str):
+        raise ArgumentTypeError(f"prefix must be a string, such as 'backbone.', or None, got {prefix!r}")
+    unreal = next((name for name, value in backbone.state_dict().items() if value.is_meta), None)
+    if unreal is not None:
+        raise MismatchError(
+            f"backbone has no memory for {unreal}: it is on the meta device; call backbone.to_empty(device='cpu') first"
+        )
 
 
 def _report(
@@ -107,19 +124,39 @@ def _check(report: LoadReport, file: File, result: Fit, backbone: nn.Module, str
     """Refuse what does not fit, with the reason that says most."""
     if not result.loaded:
         raise MismatchError(f"nothing of {report.origin} fits the backbone: it holds a {report.network}")
+    # Convolutions alone, their norm layers left out, would compute something else: no caller can want that.
+    if getattr(backbone, "deployed", False) and _has_other_norms(file, backbone):
+        raise MismatchError(
+            f"{report.origin} does not fit: it has norm layers, and switch_to_deploy() has folded the backbone's away: "
+            "load it before switch_to_deploy()"
+        )
     if strict:
         problem = _problem(report, file, backbone)
         if problem is not None:
             raise MismatchError(f"{report.origin} does not fit: {problem}")
-    for name, value in result.loaded.items():
+
+
+def _has_other_norms(file: File, backbone: nn.Module) -> bool:
+    ours = set(backbone_names(backbone)[0].values())
+    return any(re.search(r"\bnorm\d?\.weight$", name) and name not in ours for name in file.tensors)
+
+
+def _check_values(origin: str, loaded: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that hold no usable numbers, in the file or in the backbone's dtype."""
+    for name, value in loaded.items():
+        refused = f"{origin} is not loaded: {name}"
+        if value.is_meta:
+            raise CheckpointError(f"{refused} is on the meta device: it has a shape and no numbers")
         if not value.is_floating_point():
             if name.endswith("num_batches_tracked"):
                 continue
-            raise CheckpointError(
-                f"{report.origin} is not loaded: {name} is of dtype {value.dtype}, not floating-point"
-            )
-        if not bool(torch.isfinite(value).all()):
-            raise CheckpointError(f"{report.origin} is not loaded: {name} holds NaN or Inf")
+            raise CheckpointError(f"{refused} is of dtype {value.dtype}, not floating-point")
+        # float32 holds every number of the narrower dtypes, and some of these have no isfinite of their own.
+        wide = value if value.dtype == torch.float64 else value.float()
+        if not bool(torch.isfinite(wide).all()):
+            raise CheckpointError(f"{refused} holds NaN or Inf")
+        if not bool(torch.isfinite(wide.to(state[name].dtype)).all()):
+            raise CheckpointError(f"{refused} holds numbers beyond {state[name].dtype}, the backbone's dtype")
 
 
 def _problem(report: LoadReport, file: File, backbone: nn.Module) -> str | None:

@@ -69,10 +69,12 @@ def resolve(
         raise ArgumentTypeError(
             f"source must be a path, a URL or a name such as torchvision://resnet50, got {source!r}"
         )
-    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{8,64}", str(sha256)):
+    if sha256 is not None and not (isinstance(sha256, str) and re.fullmatch(r"[0-9a-fA-F]{8,64}", sha256)):
         raise CheckpointError(f"sha256 must be 8 to 64 hexadecimal digits, got {sha256!r}")
     options = _Options(sha256, progress, map_location)
-    text = os.fspath(source)
+    text = os.fsdecode(source)
+    if not text:
+        raise CheckpointError("source is empty: it must be a path, a URL or a name such as torchvision://resnet50")
     scheme, separator, rest = text.partition("://")
     if separator and scheme in _SCHEMES:
         resolved = _SCHEMES[scheme](rest, options)

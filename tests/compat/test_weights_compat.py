@@ -1,5 +1,6 @@
 """mmdet's own members of the family, and mmdet's and mmengine's own checkpoints."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 pytest.importorskip("mmdet.models", reason="no mmdet that can be imported", exc_type=ImportError)
 
+import mmdet
 from mmdet.registry import MODELS
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.model import BaseModel
@@ -14,6 +16,7 @@ from mmengine.runner import Runner
 
 from resnet_backbone import ResNet, load_pretrained
 from resnet_backbone.weights import sources
+from resnet_backbone.weights.table import is_named
 
 
 @pytest.mark.parametrize(
@@ -51,6 +54,15 @@ def test_dead_names_serve_mmdets_own_classes(cfg, source, tmp_path, monkeypatch)
     module.init_weights()
     for name, value in module.state_dict().items():
         assert torch.equal(value, expected[name]), name
+
+
+def test_table_has_every_file_of_the_server_that_mmdets_configs_start_a_resnet_from():
+    named = r"""open-mmlab://[\w./-]+|https?://download\.openmmlab\.com/(?:pretrain|mmclassification)/[\w./-]+"""
+    configs = (Path(mmdet.__file__).parent / ".mim" / "configs").rglob("*.py")
+    used = {source for config in configs for source in re.findall(named, config.read_text())}
+    assert len(used) > 30
+    others = r"convnext|hrnet|vgg16|mobilenet|darknet|efficientnet"
+    assert not {source for source in used if not is_named(source) and not re.search(others, source)}
 
 
 class Detector(BaseModel):

@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import multiprocessing
+import resource
 import threading
 import time
 
@@ -272,3 +273,46 @@ def test_two_threads_at_once(server, hub_dir):
         thread.join()
     assert paths == [hub_dir / NAME] * 4
     assert len(server.requests) == 1
+
+
+def test_cache_that_only_others_may_write_to(server, monkeypatch):
+    path = fetch(server.url(), progress=False)
+
+    def forbidden(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(module, "FileLock", forbidden)
+    assert fetch(server.url(), progress=False) == path
+    with pytest.raises(DownloadError, match=r"other\.pth cannot be stored at .*Permission denied"):
+        fetch(server.url("other.pth"), progress=False)
+
+
+def test_full_disk_is_no_matter_of_patience(server, hub_dir):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(CONTENT) // 2, hard))
+    try:
+        with pytest.raises(DownloadError, match=r"cannot be stored at .*File too large"):
+            fetch(server.url(), progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(server.requests) == 1
+    assert not (hub_dir / NAME).exists()
+    # What was stored is not fetched again once there is room.
+    assert fetch(server.url(), progress=False).read_bytes() == CONTENT
+    assert server.requests[-1][1] is not None
+
+
+@pytest.mark.parametrize("url", ["http:///model.pth", "http://127.0.0.1:port/model.pth"])
+def test_senseless_url_is_not_tried_again(url, monkeypatch):
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: pytest.fail("tried again"))
+    with pytest.raises(DownloadError, match=f"{url} cannot be fetched"):
+        fetch(url, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [("my model.pth", "/my%20model.pth"), ("modèle.pth", "/mod%C3%A8le.pth"), ("a%20b.pth", "/a%20b.pth")],
+)
+def test_urls_are_escaped(path, asked, server):
+    assert fetch(server.url(path), progress=False).read_bytes() == CONTENT
+    assert server.requests[0][0] == asked

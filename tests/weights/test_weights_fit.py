@@ -9,7 +9,7 @@ import torchvision
 from torch import nn
 
 from resnet_backbone import LoadReport, ResNet, ResNetV1c, ResNetV1d, load_pretrained
-from resnet_backbone.weights import CheckpointError, MismatchError
+from resnet_backbone.weights import CheckpointError, MismatchError, find
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +28,19 @@ def file(tmp_path, states):
         return tmp_path / "model.pth"
 
     return write
+
+
+@pytest.fixture
+def read(tmp_path, states, monkeypatch):
+    """A checkpoint as it was read: older versions of torch cannot write all that newer ones can."""
+
+    def hold(change):
+        state = copy.copy(states[18])
+        change(state)
+        monkeypatch.setattr(find, "read_file", lambda *_: state)
+        return tmp_path / "model.pth"
+
+    return hold
 
 
 @pytest.fixture
@@ -145,6 +158,64 @@ def test_nan_in_what_is_not_loaded_does_no_harm(file):
 def test_integer_weights(file, refused):
     path = file(change=lambda state: state.update({"conv1.weight": torch.zeros(64, 3, 7, 7, dtype=torch.int8)}))
     refused(ResNet(depth=18), path, r"conv1\.weight is of dtype torch\.int8")
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize(
+    ("change", "dtype", "message"),
+    [
+        (lambda w: w.to("meta"), torch.float32, "is on the meta device"),
+        (lambda w: w.double() * 1e300, torch.float32, r"holds numbers beyond torch\.float32, the backbone's dtype"),
+        (lambda w: w * 1e7, torch.float16, r"holds numbers beyond torch\.float16, the backbone's dtype"),
+        (lambda w: torch.full_like(w, torch.nan).to(torch.float8_e4m3fn), torch.float32, "holds NaN or Inf"),
+    ],
+)
+def test_tensors_without_usable_numbers(change, dtype, message, strict, read, refused):
+    name = "layer2.0.conv1.weight"
+    path = read(lambda state: state.update({name: change(state[name])}))
+    refused(ResNet(depth=18).to(dtype), path, f"{name} {message}", strict=strict)
+
+
+@pytest.mark.parametrize("make", [torch.Tensor.to_sparse, lambda w: torch.nested.nested_tensor([w[0, 0], w[0, 0, :2]])])
+def test_tensors_that_are_no_layers_weights(make, read, refused):
+    name = "layer2.0.conv2.weight"
+    refused(ResNet(depth=18), read(lambda s: s.update({name: make(s[name])})), "the file lacks layer2.0.conv2")
+
+
+def test_narrow_dtypes(read, states):
+    name = "layer2.0.conv1.weight"
+    backbone = ResNet(depth=18)
+    narrow = states[18][name].to(torch.float8_e4m3fn)
+    load_pretrained(backbone, read(lambda state: state.update({name: narrow})))
+    assert torch.equal(backbone.layer2[0].conv1.weight, narrow.float())
+
+
+def test_number_of_batches_as_a_vector(file):
+    path = file(change=lambda state: state.update({"bn1.num_batches_tracked": torch.tensor([5])}))
+    backbone = ResNet(depth=18)
+    load_pretrained(backbone, path)
+    assert backbone.bn1.num_batches_tracked == torch.tensor(5)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_deployed_backbone_takes_no_norm_layers(strict, file, refused):
+    deployed = ResNet(depth=18).eval().switch_to_deploy()
+    refused(deployed, file(), r"load it before switch_to_deploy\(\)", strict=strict)
+
+
+def test_deployed_backbone_takes_a_deployed_one(shake, relative_difference, tmp_path):
+    source = shake(ResNet(depth=18)).switch_to_deploy()
+    torch.save(source.state_dict(), tmp_path / "deployed.pth")
+    deployed, ordinary = ResNet(depth=18).eval().switch_to_deploy(), ResNet(depth=18).eval()
+    x = torch.randn(1, 3, 32, 32)
+    for backbone in (deployed, ordinary):
+        assert not load_pretrained(backbone, tmp_path / "deployed.pth").missing
+        assert relative_difference(backbone(x), source(x)) < 1e-5
+
+
+def test_backbone_without_memory(file):
+    with pytest.raises(MismatchError, match=r"no memory for conv1\.weight.*meta device.*to_empty"):
+        load_pretrained(ResNet(depth=18).to("meta"), file())
 
 
 def test_failure_while_copying_is_undone(file, snapshot, monkeypatch):
@@ -315,8 +386,15 @@ def test_report_reads_well(file):
 def test_wrong_arguments(file):
     with pytest.raises(TypeError, match="source must be a path"):
         load_pretrained(ResNet(depth=18), 7)
-    with pytest.raises(ValueError, match="sha256 must be 8 to 64 hexadecimal digits, got 'xyz'"):
-        load_pretrained(ResNet(depth=18), file(), sha256="xyz")
+    with pytest.raises(ValueError, match="source is empty"):
+        load_pretrained(ResNet(depth=18), "")
+    with pytest.raises(TypeError, match=r"backbone must be a torch\.nn\.Module, got None"):
+        load_pretrained(None, file())
+    with pytest.raises(TypeError, match=r"prefix must be a string, such as 'backbone\.', or None, got 3"):
+        load_pretrained(ResNet(depth=18), file(), prefix=3)
+    for digest in ("xyz", 12345678):
+        with pytest.raises(ValueError, match=f"sha256 must be 8 to 64 hexadecimal digits, got {digest!r}"):
+            load_pretrained(ResNet(depth=18), file(), sha256=digest)
     with pytest.raises(ValueError, match="its SHA-256 does not begin with 12345678"):
         load_pretrained(ResNet(depth=18), file(), sha256="12345678")
 

@@ -365,3 +365,24 @@ def test_two_networks_of_one_kind_need_a_prefix(shake, image, torchvision_levels
         check(ResNet(depth=18), tmp_path / "two.pth", torchvision_levels(model, image), prefix=prefix)
     with pytest.raises(ValueError, match=r"no ResNet under prefix='up'; it has networks under 'left\.', 'right\.'"):
         load_pretrained(ResNet(depth=18), tmp_path / "two.pth", prefix="up")
+
+
+def test_two_state_dicts_are_told_apart_by_the_keys_that_lead_to_them(
+    shake, image, torchvision_levels, check, tmp_path
+):
+    models = {name: shake(torchvision.models.resnet18(), seed) for seed, name in enumerate(("first", "second"))}
+    torch.save({"nets": {name: model.state_dict() for name, model in models.items()}}, tmp_path / "two.pth")
+    with pytest.raises(ValueError, match=r"under the prefixes 'nets\.first\.', 'nets\.second\.': say which"):
+        load_pretrained(ResNet(depth=18), tmp_path / "two.pth")
+    for name, model in models.items():
+        levels = torchvision_levels(model, image)
+        check(ResNet(depth=18), tmp_path / "two.pth", levels, prefix=f"nets.{name}")
+
+
+def test_one_state_dict_at_several_places_is_one_network(shake, image, torchvision_levels, check, tmp_path):
+    model = shake(torchvision.models.resnet18())
+    state = dict(model.state_dict())
+    checkpoint = {"best": state, "last": state}
+    checkpoint["itself"] = checkpoint
+    torch.save(checkpoint, tmp_path / "shared.pth")
+    check(ResNet(depth=18), tmp_path / "shared.pth", torchvision_levels(model, image))

@@ -449,6 +449,21 @@ def test_convert_refuses(path, tmp_path, capsys):
     assert not (tmp_path / "out.pth").exists()
 
 
+def test_convert_says_what_is_wrong_with_out(path, tmp_path, capsys, monkeypatch):
+    (tmp_path / "folder.pth").mkdir()
+    for out, message in (("no/out.pth", "lies in a folder that does not exist"), ("folder.pth", "is a folder")):
+        assert main(["convert", str(path), str(tmp_path / out)]) == 1
+        assert message in capsys.readouterr().err
+
+    def full(*_):
+        raise RuntimeError("file write failed")
+
+    monkeypatch.setattr(torch, "save", full)
+    assert main(["convert", str(path), str(tmp_path / "out.pth")]) == 1
+    assert "out.pth' cannot be written: file write failed" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out.pth*"))
+
+
 # Real downloads
 
 
