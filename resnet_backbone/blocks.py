@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from functools import reduce
 from typing import Any, ClassVar, cast
 
 from mmengine.model import BaseModule
@@ -152,11 +151,10 @@ class ResidualBlock(BaseModule):
             x: Features of shape ``(N, C, H, W)``.
             plugin_names: The names that ``make_block_plugins`` returned.
         """
-        if isinstance(x, Proxy):  # A symbolic trace has no shapes to check.
-            return cast(Tensor, reduce(lambda features, name: getattr(self, name)(features), plugin_names, x))
         for name in plugin_names:
             out = getattr(self, name)(x)
-            check_output(out, name, x.shape)
+            if not isinstance(x, Proxy):  # A symbolic trace has no shapes to check.
+                check_output(out, name, x.shape)
             x = out
         return x
 

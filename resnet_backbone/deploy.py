@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +15,7 @@ from .blocks import BasicBlock, Bottleneck, ResidualBlock
 from .layers.conv_norm import fold, is_foldable, norm_as_affine
 from .layers.deform import ModulatedDeformConv2dPack
 
-__all__ = ["computes_as_ours", "fold_for_good", "weights_as_constants", "with_constant_weights"]
+__all__ = ["computes_as_ours", "fold_for_good", "with_constant_weights"]
 
 Pairs = Iterable[tuple[str, str]]
 Levels = Sequence[Tensor]
@@ -111,29 +110,19 @@ def _is_modulated_deform_conv(layer: nn.Module) -> bool:
     return type(layer).__name__ == ModulatedDeformConv2dPack.__name__
 
 
-@contextmanager
-def weights_as_constants() -> Iterator[None]:
-    """Let inductor take the weights of what it compiles within as constants, and so lay them out for its kernels.
-
-    Its option of this name, ``torch.compile(options={"freezing": True})``, comes too late: the compiler's front end,
-    which reads the global setting alone, has made inputs of the weights by then.
-    """
-    from torch._inductor import config
-
-    with config.patch(freezing=True), torch.no_grad():
-        yield
-
-
 def with_constant_weights(compiled: Callable[[Tensor], Levels]) -> Callable[[Tensor], Levels]:
     """Return ``compiled``, a backbone's compiled call, with its weights as constants on CPUs.
 
-    An input that wants a gradient, and one on another device, take the ordinary road.
+    Inductor then lays them out for its kernels. Its option for that, ``torch.compile(options={"freezing": True})``,
+    comes too late: the compiler's front end, which reads the global setting alone, has made inputs of the weights by
+    then. An input that wants a gradient, and one on another device, take the ordinary road.
     """
+    from torch._inductor import config
 
     def call(x: Tensor) -> Levels:
         if x.device.type != "cpu" or x.requires_grad:
             return compiled(x)
-        with weights_as_constants():
+        with config.patch(freezing=True), torch.no_grad():
             return compiled(x)
 
     return call

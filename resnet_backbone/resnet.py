@@ -508,9 +508,11 @@ class ResNet(BaseModule):
             self._compiled_call_impl = with_constant_weights(cast(Any, self._compiled_call_impl))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        if self.deployed and self._compiled_call_impl is not None:
-            raise DeployedError("a compiled deployed backbone has its weights as constants: load them before compile()")
         if self.deployed:
+            if self._compiled_call_impl is not None:
+                raise DeployedError(
+                    "a compiled deployed backbone has its weights as constants: load them before compile()"
+                )
             own = self.state_dict().keys()
             folded = [key for key in state_dict if key.startswith(prefix) and key.endswith(".running_mean")]
             if any(key.removeprefix(prefix) not in own for key in folded):

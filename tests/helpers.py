@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -42,3 +44,17 @@ def gradients(module: nn.Module) -> list[Tensor | None]:
 
 def loss_of(levels: Iterable[Tensor]) -> Tensor:
     return torch.stack([level.square().mean() for level in levels]).sum()
+
+
+@contextmanager
+def refused(exception: type[Exception], words: Iterable[str]) -> Iterator[None]:
+    """What is done within raises ``exception``, saying ``words``.
+
+    What mmdet signals with an assert, or with KeyError or TypeError, can still be caught as that.
+    """
+    with pytest.raises(exception) as caught:
+        yield
+    assert isinstance(caught.value, ValueError)
+    assert isinstance(caught.value, AssertionError)
+    for word in words:
+        assert word in str(caught.value)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers import refused
 
 from resnet_backbone import BasicBlock, Bottleneck, ResNet, ResNetV1c, ResNetV1d, build_backbone
 
@@ -149,13 +150,8 @@ WRONG = [
 @pytest.mark.parametrize(("arguments", "exception", "words"), WRONG, ids=lambda value: str(value)[:60])
 def test_backbone_refuses(arguments, exception, words):
     arguments = dict(dict(depth=50, base_channels=4), **arguments)
-    with pytest.raises(exception) as caught:
+    with refused(exception, words):
         ResNet(**arguments)
-    # What mmdet signals with an assert, or with KeyError or TypeError, can still be caught as that.
-    assert isinstance(caught.value, ValueError)
-    assert isinstance(caught.value, AssertionError)
-    for word in words:
-        assert word in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["unknown", "kwargs"])
@@ -214,12 +210,8 @@ def test_numpys_numbers_and_truth_values_are_taken():
     ids=["3 dimensions", "5 dimensions", "4 channels", "uint8", "int64", "list", "numpy"],
 )
 def test_input_is_refused(x, exception, words):
-    with pytest.raises(exception) as caught:
+    with refused(exception, ["x must", *words]):
         ResNet(18, base_channels=4)(x)
-    assert isinstance(caught.value, ValueError)
-    assert isinstance(caught.value, AssertionError)
-    for word in ["x must", *words]:
-        assert word in str(caught.value)
 
 
 @pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
@@ -237,12 +229,8 @@ def test_input_is_refused(x, exception, words):
     ids=lambda value: str(value)[:40],
 )
 def test_block_refuses(block, arguments, exception, words):
-    with pytest.raises(exception) as caught:
+    with refused(exception, words):
         block(**dict(dict(inplanes=8, planes=4), **arguments))
-    assert isinstance(caught.value, ValueError)
-    assert isinstance(caught.value, AssertionError)
-    for word in words:
-        assert word in str(caught.value)
 
 
 def test_init_weights_refuses_what_is_no_string():

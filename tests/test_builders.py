@@ -1,4 +1,5 @@
 import pytest
+from helpers import refused
 from mmcv.cnn.bricks import ConvAWS2d, ConvWS2d
 from torch import nn
 
@@ -64,9 +65,5 @@ def test_plugin_is_named_by_type_and_postfix():
     ],
 )
 def test_wrong_config_is_refused_by_name(build, cfg, exception, words):
-    with pytest.raises(exception) as caught:
+    with refused(exception, words):
         build(cfg)
-    assert isinstance(caught.value, ValueError)
-    assert isinstance(caught.value, AssertionError)
-    for word in words:
-        assert word in str(caught.value)

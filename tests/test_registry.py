@@ -1,6 +1,7 @@
 """Where a config's type='ResNet' leads, with a working mmdet, a broken one and none."""
 
 import pytest
+from helpers import refused
 from mmengine.registry import MODELS as ROOT
 from mmengine.registry import DefaultScope
 
@@ -180,12 +181,8 @@ def test_config_is_left_alone():
     ids=str,
 )
 def test_config_of_no_backbone_is_refused(cfg, exception, words):
-    with pytest.raises(exception) as caught:
+    with refused(exception, words):
         build_backbone(cfg)
-    assert isinstance(caught.value, ValueError)
-    assert isinstance(caught.value, AssertionError)
-    for word in words:
-        assert word in str(caught.value)
 
 
 def test_new_style_config_inherits_and_builds(run_python):

@@ -181,7 +181,7 @@ def _timm(settings: Settings) -> Row:
 def _efficient_conv_bn_eval(settings: Settings) -> Row:
     from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval_for_single_model
 
-    # On torchvision's network: mmengine traces the model with torch.fx, which ours, checking its input, does not allow.
+    # On torchvision's network, which has the same layers.
     body = _torchvision_body(settings)
     turn_on_efficient_conv_bn_eval_for_single_model(body.body)
     return _row("mmengine efficient_conv_bn_eval", body, settings)

@@ -123,7 +123,7 @@ def fetch(url: str, sha256: str | None = None, progress: bool = True, patient: b
     try:
         # Files appear whole, under their names, so what is there needs no lock: the cache may be one that only others
         # may write to.
-        if final.is_file() and final.stat().st_size and (expected is None or matches_hash(final, expected)):
+        if _is_good(final, expected):
             return final
         locks = final.parent / ".locks"
         locks.mkdir(parents=True, exist_ok=True)
@@ -137,9 +137,14 @@ def fetch(url: str, sha256: str | None = None, progress: bool = True, patient: b
     return final
 
 
+def _is_good(path: Path, expected: str | None) -> bool:
+    """Whether a file is there, holds something, and has the hash that is expected of it."""
+    return path.is_file() and path.stat().st_size > 0 and (expected is None or matches_hash(path, expected))
+
+
 def _is_whole(path: Path, expected: str | None, given: str | None) -> bool:
     """Whether a file in the cache can be used: a file of the wrong hash is not ours to trust, so it goes."""
-    if path.stat().st_size > 0 and (expected is None or matches_hash(path, expected)):
+    if _is_good(path, expected):
         return True
     if given is not None and path.stat().st_size > 0:
         raise DownloadError(
