@@ -14,12 +14,9 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError, CheckpointNotFoundError, UnsafeCheckpointError
-from .unpickle import TorchPickle, load_pickle
+from .unpickle import LEGACY_MAGIC, TorchPickle, load_pickle
 
 __all__ = ["containers", "looks_like_html", "metadata_of", "read_file"]
-
-# The pickled number that opens files written by torch.save before torch 1.6.
-_LEGACY_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa85019")
 
 
 def read_file(path: Path, map_location: Any = "cpu") -> Any:
@@ -77,7 +74,7 @@ def looks_like_html(head: bytes) -> bool:
 def _read(path: Path, head: bytes, map_location: Any) -> Any:
     if head.startswith(b"PK\x03\x04"):
         return _read_zip(path, map_location)
-    if head[2:14] == _LEGACY_MAGIC:
+    if head[2:14] == LEGACY_MAGIC:
         return _read_torch(path, map_location)
     if head[8:9] == b"{" or path.suffix == ".safetensors":
         return _read_safetensors(path, map_location)

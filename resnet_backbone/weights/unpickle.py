@@ -16,6 +16,7 @@ import datetime
 import functools
 import io
 import pickle
+import tarfile
 from collections.abc import Callable
 from typing import IO, Any, ClassVar
 
@@ -24,7 +25,10 @@ import torch
 
 from .errors import UnsafeCheckpointError
 
-__all__ = ["RestrictedUnpickler", "TorchPickle", "find_plain", "load_pickle"]
+__all__ = ["LEGACY_MAGIC", "RestrictedUnpickler", "TorchPickle", "find_plain", "load_pickle"]
+
+# The pickled number that opens files written by torch.save before torch 1.6.
+LEGACY_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa85019")
 
 
 class Inert(dict[Any, Any]):
@@ -145,8 +149,14 @@ def _array_from_buffer(data: Any, dtype: Any, shape: Any, order: Any, *axes: Any
     return _numpy_frombuffer()(data, dtype, shape, order, *axes)
 
 
-def _tensor_from_bytes(data: bytes) -> Any:
-    """Read a tensor that was pickled outside of torch.save; torch's own function would read it without restrictions."""
+def _tensor_from_bytes(data: Any) -> Any:
+    """Read a tensor that was pickled outside of torch.save; torch's own function would read it without restrictions.
+
+    Torch writes such tensors in its legacy format alone. torch.load would take other formats as well: a TorchScript
+    archive is a program that it runs, and a tar archive makes links.
+    """
+    if not isinstance(data, bytes) or data[2:14] != LEGACY_MAGIC or tarfile.is_tarfile(io.BytesIO(data)):
+        raise UnsafeCheckpointError("holds a tensor in a format that torch does not pickle tensors in")
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=False, pickle_module=TorchPickle)
 
 

@@ -3,10 +3,12 @@
 import argparse
 import collections
 import copyreg
+import io
 import os
 import pathlib
 import pickle
 import struct
+import tarfile
 import zipfile
 
 import numpy as np
@@ -18,6 +20,8 @@ from mmengine.logging import HistoryBuffer, MessageHub
 from resnet_backbone import ResNet, load_pretrained
 from resnet_backbone.weights import CheckpointError, CheckpointNotFoundError, UnsafeCheckpointError
 from resnet_backbone.weights.files import read_file
+from resnet_backbone.weights.runner_files import read_runner_file
+from resnet_backbone.weights.unpickle import LEGACY_MAGIC
 
 
 @pytest.fixture(scope="module")
@@ -93,19 +97,82 @@ def test_hostile_opcodes(opcodes, tmp_path):
         read_file(path)
 
 
+class NestedStorage:
+    """A pickled tensor's storage, with bytes of our choice in it."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __reduce__(self):
+        return torch.storage._load_from_bytes, (self.data,)
+
+
+class Writer(torch.nn.Module):
+    """A TorchScript module that writes a file when it is loaded."""
+
+    def __init__(self, path: str):
+        super().__init__()
+        self.path = path
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[str, bool]:
+        return self.path, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, bool]) -> None:
+        self.path = state[0]
+        self.training = state[1]
+        torch.save(torch.zeros(1), self.path)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def torchscript_writer(trace):
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(Writer(str(trace))), buffer)
+    return buffer.getvalue()
+
+
+def tar_named_like_legacy():
+    """A tar archive whose first name begins with the number that opens torch's legacy files."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT, encoding="latin1") as archive:
+        archive.addfile(tarfile.TarInfo((b"\x80\x02" + LEGACY_MAGIC + b".").decode("latin1")))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("write", [write_torch, write_legacy, write_pickle])
+@pytest.mark.parametrize("kind", ["torchscript", "tar", "zip"])
+def test_a_nested_tensor_is_in_the_legacy_format_alone(kind, write, state, tmp_path):
+    trace = tmp_path / "trace"
+    if kind == "torchscript":
+        nested = torchscript_writer(trace)
+        torch.jit.load(io.BytesIO(nested))
+        assert trace.exists(), "the archive is not hostile"
+        trace.unlink()
+    elif kind == "tar":
+        nested = tar_named_like_legacy()
+        assert nested[2:14] == LEGACY_MAGIC
+    else:
+        buffer = io.BytesIO()
+        torch.save(torch.zeros(1), buffer)
+        nested = buffer.getvalue()
+    path = tmp_path / "hostile.pth"
+    write({"state_dict": dict(list(state.items())[:3]), "meta": NestedStorage(nested)}, path)
+    with pytest.raises(UnsafeCheckpointError, match="format that torch does not pickle tensors in"):
+        load_pretrained(ResNet(depth=18), path)
+    with pytest.raises(UnsafeCheckpointError, match="format that torch does not pickle tensors in"):
+        read_runner_file(path)
+    assert not trace.exists()
+
+
 def test_a_tensor_pickled_outside_of_torch_is_read_with_the_same_care(tmp_path):
-    class Outer:
-        def __init__(self, data):
-            self.data = data
-
-        def __reduce__(self):
-            return torch.storage._load_from_bytes, (self.data,)
-
     inner = tmp_path / "inner.pth"
     trace = tmp_path / "trace"
-    torch.save({"x": Bomb(trace)}, inner)
+    write_legacy({"x": Bomb(trace)}, inner)
     path = tmp_path / "outer.pkl"
-    path.write_bytes(pickle.dumps({"x": Outer(inner.read_bytes())}))
+    path.write_bytes(pickle.dumps({"x": NestedStorage(inner.read_bytes())}))
     with pytest.raises(UnsafeCheckpointError, match="system"):
         read_file(path)
     assert not trace.exists()
