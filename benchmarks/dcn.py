@@ -15,8 +15,8 @@ import mmcv.ops
 import torch
 from torch import nn
 
+from benchmarks.bench.measure import bytes_kept
 from resnet_backbone import ResNet
-from resnet_backbone.bench.measure import bytes_kept
 from resnet_backbone.layers.deform import ModulatedDeformConv2dPack
 
 LAYERS = {"compiled mmcv": mmcv.ops.ModulatedDeformConv2dPack, "torchvision's operator": ModulatedDeformConv2dPack}

@@ -22,12 +22,12 @@ if not starts_doctor():
         ) from _error
 
     from .blocks import BasicBlock, Bottleneck
-    from .builders import build_conv_layer, build_norm_layer, build_plugin_layer
-    from .fpn import with_fpn
     from .int8 import quantize_int8
-    from .layers import ResLayer
+    from .integrations.mmdet.registry import BACKBONES, build_backbone
+    from .integrations.torchvision import with_fpn
+    from .layers.build import build_conv_layer, build_norm_layer, build_plugin_layer
     from .multi_scale import MultiScaleResNet1d
-    from .registry import BACKBONES, build_backbone
+    from .res_layer import ResLayer
     from .resnet import ResNet, ResNetV1c, ResNetV1d
     from .weights import LoadReport, load_pretrained
 

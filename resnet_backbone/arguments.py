@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from .builders import check_dcn_type
 from .errors import ArgumentError, ArgumentTypeError, check_channels, is_int
+from .layers.build import check_dcn_type
 
 __all__ = [
     "check_dcn",

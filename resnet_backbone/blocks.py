@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from .arguments import check_dcn, check_plugins, check_style
-from .builders import build_conv_layer, build_norm_layer, build_plugin_layer
 from .errors import ArgumentError, ArgumentTypeError, check_channels, is_int
+from .layers.build import build_conv_layer, build_norm_layer, build_plugin_layer
 from .layers.conv_norm import conv_norm, conv_norm_sequence
 from .layers.deform import rename_old_offsets
 from .layers.dimensions import check_dims, spatial_dims_of

@@ -15,9 +15,9 @@ from torch.nn.modules.utils import _single
 
 from .blocks import BasicBlock
 from .errors import ArgumentError, ArgumentTypeError, check_channels, is_int
-from .layers import ResLayer
 from .layers.conv_norm import conv_norm_sequence
 from .layers.dimensions import spatial_dims_of
+from .res_layer import ResLayer
 from .resnet import ResNet
 
 __all__ = ["CroppingBlock", "MultiScaleResNet1d", "MultiScaleStage"]

@@ -31,13 +31,13 @@ from .arguments import (
     check_style,
 )
 from .blocks import BasicBlock, Bottleneck, ResidualBlock
-from .builders import build_conv_layer, build_norm_layer
 from .deploy import fold_for_good, with_constant_weights
 from .errors import ArgumentError, ArgumentTypeError, DeployedError, UnknownNameError, check_channels, did_you_mean
-from .layers import ResLayer
+from .layers.build import build_conv_layer, build_norm_layer
 from .layers.conv_norm import conv_norm, conv_norm_sequence, forget_folded
+from .layers.ddp import account_for
 from .layers.dimensions import check_dims, layout, max_pool, memory_format, spatial_dims_of
-from .layers.unused import account_for
+from .res_layer import ResLayer
 
 __all__ = ["FeatureInfo", "ResNet", "ResNetV1c", "ResNetV1d", "channels_of"]
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from .errors import ArgumentError
-from .registry import build_backbone
+from .integrations.mmdet.registry import build_backbone
 
 __all__ = ["Accuracy", "SignalClassifier", "UCRSignals", "load_signals"]
 

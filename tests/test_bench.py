@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from resnet_backbone.bench.measure import bytes_kept, measure
-from resnet_backbone.bench.report import Report
-from resnet_backbone.bench.roofline import count_flops
-from resnet_backbone.bench.rows import Row, UnavailableError, reference, rows_for
-from resnet_backbone.bench.settings import Settings
-from resnet_backbone.cli import main
+from benchmarks.bench.__main__ import main
+from benchmarks.bench.measure import bytes_kept, measure
+from benchmarks.bench.report import Report
+from benchmarks.bench.roofline import count_flops
+from benchmarks.bench.rows import Row, UnavailableError, reference, rows_for
+from benchmarks.bench.settings import Settings
 from resnet_backbone.errors import ArgumentError
 
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
@@ -30,7 +30,7 @@ def _threads():
 def test_training_rows_are_compared_timed_and_weighed(tmp_path, capsys):
     json_file, picture = tmp_path / "bench.json", tmp_path / "bench.png"
     rows = ["folded", "folded, channels_last", "torchvision", "timm", "mmengine efficient_conv_bn_eval"]
-    command = ["bench", "--train", "--memory", "--json", str(json_file), "--plot", str(picture), "--only", *rows]
+    command = ["--train", "--memory", "--json", str(json_file), "--plot", str(picture), "--only", *rows]
     assert main([*command, *ARGUMENTS]) == 0
     table = json.loads(json_file.read_text())["tables"][0]
     results = {result["name"]: result for result in table["results"]}
@@ -49,7 +49,7 @@ def test_training_rows_are_compared_timed_and_weighed(tmp_path, capsys):
 def test_inference_rows(tmp_path):
     file = tmp_path / "bench.json"
     rows = ["deployed", "timm"]
-    assert main(["bench", "--json", str(file), "--dtype", "fp32", "bf16", "--only", *rows, *ARGUMENTS]) == 0
+    assert main(["--json", str(file), "--dtype", "fp32", "bf16", "--only", *rows, *ARGUMENTS]) == 0
     written = json.loads(file.read_text())
     assert written["machine"]["threads"] == 1
     assert [table["settings"]["dtype"] for table in written["tables"]] == ["fp32", "bf16"]
@@ -158,12 +158,12 @@ def test_frozen_stages_cost_no_backward_pass():
     ],
 )
 def test_wrong_options_are_refused(arguments, message, capsys):
-    assert main(["bench", *arguments]) == 1
+    assert main([*arguments]) == 1
     assert message in capsys.readouterr().err
 
 
 def test_list_names_the_rows(capsys):
-    assert main(["bench", "--train", "--only", "list"]) == 0
+    assert main(["--train", "--only", "list"]) == 0
     assert capsys.readouterr().out.splitlines() == list(rows_for(Settings(train=True)))
 
 

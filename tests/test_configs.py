@@ -7,7 +7,7 @@ import torch
 from mmengine import Config
 
 from resnet_backbone import ResNet, ResNetV1d, build_backbone
-from resnet_backbone.configs import CONFIGS, config_path
+from resnet_backbone.integrations.mmdet.configs import CONFIGS, config_path
 from resnet_backbone.version import __version__
 
 FRAGMENTS = sorted((CONFIGS / "_base_" / "backbones").glob("*.py"))

@@ -10,9 +10,9 @@ from matplotlib.image import imread
 from PIL import Image
 
 from resnet_backbone import ResNet, demo
-from resnet_backbone.cli import main
-from resnet_backbone.features import load_photograph
-from resnet_backbone.figures import Level, draw_feature_pyramid, energy, strongest_channels
+from resnet_backbone.tools.cli import main
+from resnet_backbone.tools.features import load_photograph
+from resnet_backbone.tools.figures import Level, draw_feature_pyramid, energy, strongest_channels
 from resnet_backbone.weights import sources
 from resnet_backbone.weights.errors import DownloadError
 
@@ -51,7 +51,7 @@ def test_without_network_it_says_so_in_one_line_and_goes_on(offline, photo, tmp_
 def test_random_weights_are_the_same_every_time(offline, capfd):
     from mmengine import Config
 
-    from resnet_backbone.configs import config_path
+    from resnet_backbone.integrations.mmdet.configs import config_path
 
     cfg = Config.fromfile(config_path(demo.CONFIG)).model.backbone
     cfg["base_channels"] = 4

@@ -7,7 +7,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from resnet_backbone import BasicBlock, ResLayer, ResNet, ResNetV1c
 from resnet_backbone.errors import ArgumentError, ArgumentTypeError
-from resnet_backbone.info import describe
+from resnet_backbone.tools.info import describe
 
 # Output stride: torchvision's argument, and mmsegmentation's.
 DILATED = {

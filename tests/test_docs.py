@@ -10,14 +10,14 @@ import pytest
 import torch
 from torchvision.models import get_model
 
-from resnet_backbone.cli import _parser
+from resnet_backbone.tools.cli import _parser
 from resnet_backbone.weights import sources
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # Blocks in lists are indented.
 BLOCK = re.compile(r"^( *)```(\S*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
-INLINE = re.compile(r"`resnet-backbone ([^`.]+)`|`((?:info|features|weights|convert|bench) [^`]+)`")
+INLINE = re.compile(r"`resnet-backbone ([^`.]+)`|`((?:info|features|weights|convert) [^`]+)`")
 
 
 def blocks(language):

@@ -4,12 +4,12 @@ import sys
 
 import pytest
 
-from resnet_backbone.cli import main
-from resnet_backbone.doctor import Facts, Probe, diagnose
-from resnet_backbone.doctor.command import report
-from resnet_backbone.doctor.finding import COMPONENTS
-from resnet_backbone.doctor.versions import release, satisfies
 from resnet_backbone.startup import starts_doctor
+from resnet_backbone.tools.cli import main
+from resnet_backbone.tools.doctor import Facts, Probe, diagnose
+from resnet_backbone.tools.doctor.command import report
+from resnet_backbone.tools.doctor.finding import COMPONENTS
+from resnet_backbone.tools.doctor.versions import release, satisfies
 
 LITE = {
     "numpy": "2.4.6",
@@ -325,7 +325,7 @@ MMENGINE = {
 RUN = """
 import subprocess, sys
 from pathlib import Path
-Path("resnet-backbone").write_text("import sys; from resnet_backbone.cli import main; sys.exit(main())")
+Path("resnet-backbone").write_text("import sys; from resnet_backbone.tools.cli import main; sys.exit(main())")
 for program in (["-m", "resnet_backbone"], ["resnet-backbone"]):
     done = subprocess.run([sys.executable, "-S", *program, "doctor"], stdout=subprocess.PIPE, text=True)
     print(done.stdout, "status", done.returncode)
@@ -460,8 +460,8 @@ def test_help_needs_nothing_but_the_standard_library(run_python):
 import sys
 sys.argv, sys.orig_argv[:] = ["-m", "doctor"], ["python", "-m", "resnet_backbone", "doctor"]
 before = set(sys.modules)
-import resnet_backbone.cli, resnet_backbone.doctor.command
-resnet_backbone.cli._parser()
+import resnet_backbone.tools.cli, resnet_backbone.tools.doctor.command
+resnet_backbone.tools.cli._parser()
 loaded = {name.partition(".")[0] for name in set(sys.modules) - before}
 print(sorted(loaded - sys.stdlib_module_names))
 """

@@ -12,8 +12,8 @@ from matplotlib.image import imread
 from PIL import Image
 
 from resnet_backbone import ResNet, features
-from resnet_backbone.cli import main
-from resnet_backbone.figures import Level, draw_feature_pyramid
+from resnet_backbone.tools.cli import main
+from resnet_backbone.tools.figures import Level, draw_feature_pyramid
 from resnet_backbone.weights.preprocessing import IMAGENET_RGB, MSRA_BGR
 
 BGR = "model = dict(data_preprocessor=dict(mean=[103.53, 116.28, 123.675], std=[1, 1, 1], bgr_to_rgb=False))"

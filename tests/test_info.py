@@ -7,11 +7,11 @@ import torch
 from helpers import assert_same_bits
 from torch import nn
 
+from benchmarks.bench.measure import bytes_kept
 from resnet_backbone import MultiScaleResNet1d, ResNet, ResNetV1c
-from resnet_backbone.bench.measure import bytes_kept
-from resnet_backbone.cli import main
 from resnet_backbone.errors import ArgumentError, ArgumentTypeError
-from resnet_backbone.info import describe
+from resnet_backbone.tools.cli import main
+from resnet_backbone.tools.info import describe
 
 SMALL = dict(base_channels=4)
 SIZE = (64, 96)

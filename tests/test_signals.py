@@ -10,8 +10,8 @@ from mmengine.runner import Runner
 from torch import nn
 
 from resnet_backbone import MultiScaleResNet1d
-from resnet_backbone.configs import config_path
 from resnet_backbone.errors import ArgumentError
+from resnet_backbone.integrations.mmdet.configs import config_path
 from resnet_backbone.signals import Accuracy, SignalClassifier, UCRSignals, load_signals
 
 CONFIG = "signals/multi-scale-resnet1d_gunpoint.py"

@@ -1,6 +1,5 @@
 """What stages are made of."""
 
-from .res_layer import ResLayer
 from .se import SELayer
 
-__all__ = ["ResLayer", "SELayer"]
+__all__ = ["SELayer"]

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.utils import _single
 
-from ..builders import conv_type, norm_type
 from ..errors import ArgumentError
+from .build import conv_type, norm_type
 from .conv_norm import is_graph_wanted
 
 __all__ = ["adaptive_avg_pool", "avg_pool", "check_dims", "layout", "max_pool", "memory_format", "spatial_dims_of"]

@@ -1,7 +1,6 @@
 """Pretrained weights: where a checkpoint comes from, whose names it uses, how well it fitted."""
 
 from .errors import CheckpointError, CheckpointNotFoundError, DownloadError, MismatchError, UnsafeCheckpointError
-from .init import PretrainedInit
 from .load import load_pretrained
 from .preprocessing import Preprocessing
 from .report import LoadReport
@@ -16,7 +15,6 @@ __all__ = [
     "MismatchError",
     "NamedWeights",
     "Preprocessing",
-    "PretrainedInit",
     "UnsafeCheckpointError",
     "load_pretrained",
 ]

@@ -7,7 +7,7 @@ import pytest
 from mmengine import Config
 
 import resnet_backbone
-from resnet_backbone.configs import CONFIGS
+from resnet_backbone.integrations.mmdet.configs import CONFIGS
 
 try:
     mmdet = importlib.import_module("mmdet")

@@ -18,7 +18,7 @@ from mmengine.runner import Runner
 from shapes import CLASSES, SIDE, draw_data_set
 
 import resnet_backbone
-from resnet_backbone.configs import config_path
+from resnet_backbone.integrations.mmdet.configs import config_path
 
 CONFIG = "retinanet/retinanet_r18_fpn_1x_coco.py"
 ITERATIONS, SHORT = 240, 12

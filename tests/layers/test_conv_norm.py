@@ -9,8 +9,8 @@ from helpers import gradients, loss_of, shake
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
+from benchmarks.bench.measure import bytes_kept
 from resnet_backbone import ResNet, ResNetV1d, build_backbone
-from resnet_backbone.bench.measure import bytes_kept
 from resnet_backbone.layers import conv_norm as module_under_test
 from resnet_backbone.layers.conv_norm import conv_norm, conv_norm_sequence, fold, is_foldable
 

@@ -18,9 +18,9 @@ import torchvision
 from mmengine.logging import HistoryBuffer, MessageHub
 
 from resnet_backbone import ResNet, load_pretrained
+from resnet_backbone.integrations.mmdet.runner_files import read_runner_file
 from resnet_backbone.weights import CheckpointError, CheckpointNotFoundError, UnsafeCheckpointError
 from resnet_backbone.weights.files import read_file
-from resnet_backbone.weights.runner_files import read_runner_file
 from resnet_backbone.weights.unpickle import LEGACY_MAGIC
 
 

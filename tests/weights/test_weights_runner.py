@@ -10,8 +10,9 @@ from mmengine.config import Config
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.runner import CheckpointLoader, load_checkpoint
 
+from resnet_backbone.integrations.mmdet import runner_files
+from resnet_backbone.integrations.mmdet.runner_files import read_runner_file, read_runner_files
 from resnet_backbone.weights.errors import UnsafeCheckpointError
-from resnet_backbone.weights.runner_files import read_runner_file, read_runner_files
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_home_is_expanded(tmp_path, checkpoint, monkeypatch):
 def test_mmengine_reads_what_it_can(tmp_path, monkeypatch):
     path = tmp_path / "plain.pth"
     torch.save({"weight": torch.ones(2)}, path)
-    monkeypatch.setattr("resnet_backbone.weights.runner_files.read_runner_file", lambda *_: pytest.fail("not asked"))
+    monkeypatch.setattr(runner_files, "read_runner_file", lambda *_: pytest.fail("not asked"))
     assert torch.equal(CheckpointLoader.load_checkpoint(str(path), "cpu", logger=None)["weight"], torch.ones(2))
     with pytest.raises(FileNotFoundError):
         CheckpointLoader.load_checkpoint(str(tmp_path / "none.pth"), "cpu", logger=None)

@@ -11,7 +11,7 @@ from mmengine.model.weight_init import PretrainedInit as MMEnginePretrainedInit
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from resnet_backbone import ResNet, build_backbone, load_pretrained
-from resnet_backbone.cli import main
+from resnet_backbone.tools.cli import main
 from resnet_backbone.weights import (
     NAMED,
     CheckpointError,

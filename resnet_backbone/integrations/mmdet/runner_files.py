@@ -17,8 +17,8 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
-from .errors import UnsafeCheckpointError
-from .unpickle import RestrictedUnpickler, TorchPickle, find_plain
+from ...weights.errors import UnsafeCheckpointError
+from ...weights.unpickle import RestrictedUnpickler, TorchPickle, find_plain
 
 __all__ = ["read_runner_files"]
 

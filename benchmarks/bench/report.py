@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from .. import __version__
+from resnet_backbone import __version__
+
 from .measure import Result
 from .rows import BASELINE
 from .settings import Settings

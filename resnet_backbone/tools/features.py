@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from .errors import ArgumentError
+from ..errors import ArgumentError
+from ..weights import LoadReport, Preprocessing, load_pretrained
+from ..weights.preprocessing import IMAGENET_RGB
 from .figures import Level, check_picture_path, draw_feature_pyramid
-from .weights import LoadReport, Preprocessing, load_pretrained
-from .weights.command import backbone_for
-from .weights.preprocessing import IMAGENET_RGB
+from .weights import backbone_for
 
 if TYPE_CHECKING:
     from PIL.Image import Image

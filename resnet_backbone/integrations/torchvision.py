@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from .errors import ArgumentError, ArgumentTypeError, check_channels
-from .layers.dimensions import layout
-from .resnet import FeatureInfo
+from ..errors import ArgumentError, ArgumentTypeError, check_channels
+from ..layers.dimensions import layout
+from ..resnet import FeatureInfo
 
 if TYPE_CHECKING:
     from torchvision.ops import FeaturePyramidNetwork

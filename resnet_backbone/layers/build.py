@@ -16,7 +16,7 @@ from mmengine.registry import MODELS, Registry
 from torch import nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from .errors import ArgumentError, ArgumentTypeError, UnknownNameError, did_you_mean
+from ..errors import ArgumentError, ArgumentTypeError, UnknownNameError, did_you_mean
 
 __all__ = [
     "build_conv_layer",
@@ -179,7 +179,7 @@ def _check_cfg(argument: str, cfg: Any, belongs: Callable[[type], bool]) -> Any:
         return layer_type
     if argument == "dcn" or _names_deform_conv(layer_type):
         # Imported here: layers are built with this module.
-        from .layers.dcn_types import register_deform_convs
+        from .dcn_types import register_deform_convs
 
         register_deform_convs()
     # The same look-up that mmcv makes: the default scope's registry first, then its parents.

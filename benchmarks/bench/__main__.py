@@ -1,8 +1,9 @@
-"""The work of ``resnet-backbone bench``."""
+"""The benchmark: ``python -m benchmarks.bench --help``."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,7 +11,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ..errors import ArgumentError, did_you_mean
+from resnet_backbone.errors import ArgumentError, did_you_mean
+
 from .measure import measure
 from .plot import plot_reports, plot_scaling
 from .report import Report, write_json
@@ -18,25 +20,52 @@ from .roofline import count_flops, measure_bandwidth, measure_gemm_peak
 from .rows import BASELINE, Builder, rows_for
 from .settings import Settings
 
-__all__ = ["run_bench"]
+__all__ = ["main"]
 
 # mmdet's usual size is the largest; on a CPU training starts smaller.
 TRAIN_SIZE, INFER_SIZE = (2, 320, 480), (1, 480, 640)
 SIDES, BATCHES = (320, 480, 640, 800, 1333), (1, 2, 4, 8)
 
 
-def run_bench(arguments: argparse.Namespace) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and write what was asked for.
 
     Args:
-        arguments: As ``bench.options.add_arguments`` describes them.
+        argv: The arguments after the program's name; ``None`` means those of the process.
 
     Returns:
-        The exit status.
-
-    Raises:
-        ArgumentError: An option has a value that is not allowed.
+        The exit status: 0, or 1 where an option has a value that is not allowed or a file cannot be written.
     """
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description=__doc__)
+    _add_arguments(parser)
+    try:
+        return _run(parser.parse_args(argv))
+    except (ValueError, OSError, ImportError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
+    task = parser.add_mutually_exclusive_group()
+    task.add_argument("--train", action="store_true", help="forward and backward pass of a step")
+    task.add_argument("--infer", action="store_true", help="forward pass alone (default)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (%(default)s)")
+    parser.add_argument("--depth", type=int, default=50, metavar="N", help="depth of the ResNet (%(default)s)")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="pixels (train 320 480, infer 480 640)")
+    parser.add_argument("--batch", type=int, metavar="N", help="images a step (train 2, infer 1)")
+    parser.add_argument("--dtype", nargs="+", default=["fp32"], metavar="T", help="fp32, bf16; on cuda tf32, fp16 too")
+    parser.add_argument("--frozen-stages", type=int, default=1, metavar="N", help="in training (%(default)s)")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of the CPU (default: torch's)")
+    parser.add_argument("--repeats", type=int, default=10, metavar="N", help="timings of each row (%(default)s)")
+    parser.add_argument("--only", nargs="+", metavar="ROW", help=f"rows beside {BASELINE!r}; 'list' shows them")
+    parser.add_argument("--memory", action="store_true", help="bytes kept for the backward pass; peak memory on cuda")
+    parser.add_argument("--scaling", action="store_true", help="sizes 320 to 1333 and batches 1 to 8 in place of one")
+    parser.add_argument("--json", metavar="FILE", help="write everything that was measured")
+    parser.add_argument("--plot", metavar="FILE", help="draw a picture")
+
+
+def _run(arguments: argparse.Namespace) -> int:
     batch, height, width = TRAIN_SIZE if arguments.train else INFER_SIZE
     height, width = arguments.size or (height, width)
     base = Settings(
@@ -98,3 +127,7 @@ def _measure_all(
             progress.remove_task(task)
             console.print(reports[-1].table(), *reports[-1].notes(), sep="\n")
     return reports
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,9 +8,9 @@ from typing import Any
 from mmengine.model import Sequential
 from torch import nn
 
-from ..arguments import check_multi_grid
-from ..builders import build_conv_layer, build_norm_layer
-from .dimensions import avg_pool, spatial_dims_of
+from .arguments import check_multi_grid
+from .layers.build import build_conv_layer, build_norm_layer
+from .layers.dimensions import avg_pool, spatial_dims_of
 
 __all__ = ["ResLayer"]
 

@@ -10,8 +10,8 @@ from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..errors import ArgumentError
-from ..kept import KeptTensors
+from ...errors import ArgumentError
+from ..saved_tensors import KeptTensors
 
 __all__ = ["Run"]
 

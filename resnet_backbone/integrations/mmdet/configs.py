@@ -7,11 +7,11 @@ from typing import Any
 
 from mmengine.config import Config
 
-from .errors import ArgumentError, did_you_mean
+from ...errors import ArgumentError, did_you_mean
 
 __all__ = ["config_path", "load_backbone_cfg"]
 
-CONFIGS = Path(__file__).parent / ".mim" / "configs"
+CONFIGS = Path(__file__).parents[2] / ".mim" / "configs"
 
 
 def config_path(name: str) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 
 from mmengine.config import Config, DictAction
 
-from ..configs import load_backbone_cfg
-from ..errors import ArgumentError
-from ..registry import build_backbone
+from ...errors import ArgumentError
+from ...integrations.mmdet.configs import load_backbone_cfg
+from ...integrations.mmdet.registry import build_backbone
 from .describe import describe
 from .description import HEADINGS, Description
 

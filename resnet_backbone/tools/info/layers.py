@@ -10,11 +10,11 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from ..blocks import Bottleneck, ResidualBlock
-from ..builders import is_norm
-from ..deploy import computes_as_ours
-from ..layers.conv_norm import has_hooks, is_foldable
-from ..layers.dcn_types import OWN_TYPES
+from ...blocks import Bottleneck, ResidualBlock
+from ...deploy import computes_as_ours
+from ...layers.build import is_norm
+from ...layers.conv_norm import has_hooks, is_foldable
+from ...layers.dcn_types import OWN_TYPES
 from .description import Norms
 
 __all__ = ["count_norms", "stage_layers", "stem_layers"]

@@ -6,8 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .errors import ArgumentError
-from .version import __version__
+from ..errors import ArgumentError
+from ..version import __version__
 
 __all__ = ["main"]
 
@@ -40,7 +40,6 @@ def _parser() -> argparse.ArgumentParser:
     _add_info(commands)
     _add_weights(commands)
     _add_convert(commands)
-    _add_bench(commands)
     _add_doctor(commands)
     return parser
 
@@ -116,20 +115,6 @@ def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=_convert)
 
 
-def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from .bench.options import add_arguments
-
-    parser = commands.add_parser("bench", help="time the backbone beside its peers, and weigh what it keeps")
-    add_arguments(parser)
-    parser.set_defaults(run=_bench)
-
-
-def _bench(arguments: argparse.Namespace) -> int:
-    from .bench.command import run_bench
-
-    return run_bench(arguments)
-
-
 def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("doctor", help="say what works in this environment, and what mends the rest")
     parser.set_defaults(run=_doctor)
@@ -149,7 +134,7 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
 
 
 def _weights(arguments: argparse.Namespace) -> int:
-    from .weights.command import show_report, table_text
+    from .weights import show_report, table_text
 
     if arguments.list == (arguments.source is not None):
         raise ArgumentError("give either a SOURCE or --list")
@@ -162,7 +147,7 @@ def _weights(arguments: argparse.Namespace) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    from .weights.command import convert
+    from .weights import convert
 
     print(convert(arguments.source, arguments.out, arguments.config, arguments.depth, arguments.prefix))
     return 0

@@ -8,13 +8,13 @@ from typing import Any, cast
 import torch
 from mmengine import Config
 
-from .configs import config_path
+from ..integrations.mmdet.configs import config_path
+from ..integrations.mmdet.registry import build_backbone
+from ..resnet import ResNet
+from ..weights import load_pretrained
+from ..weights.errors import DownloadError
+from ..weights.preprocessing import IMAGENET_RGB
 from .features import SEED, check_output, load_photograph, show_pyramid
-from .registry import build_backbone
-from .resnet import ResNet
-from .weights import load_pretrained
-from .weights.errors import DownloadError
-from .weights.preprocessing import IMAGENET_RGB
 
 __all__ = ["run_demo"]
 

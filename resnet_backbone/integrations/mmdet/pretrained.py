@@ -16,10 +16,10 @@ from mmengine.model.weight_init import update_init_info
 from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import nn
 
-from ..errors import ArgumentTypeError
-from ..resnet import ResNet
-from .load import load_pretrained
-from .table import is_named
+from ...errors import ArgumentTypeError
+from ...resnet import ResNet
+from ...weights.load import load_pretrained
+from ...weights.table import is_named
 
 __all__ = ["PretrainedInit"]
 

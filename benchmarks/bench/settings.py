@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, check_channels
+from resnet_backbone.errors import ArgumentError, check_channels
 
 __all__ = ["DTYPES", "Settings"]
 

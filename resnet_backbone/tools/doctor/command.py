@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from ..version import __version__
+from ...version import __version__
 from .diagnose import diagnose
 from .facts import DISTRIBUTIONS, Facts, gather
 from .finding import Finding

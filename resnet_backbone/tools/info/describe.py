@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..errors import ArgumentError, ArgumentTypeError, check_channels, is_int
-from ..layers.dimensions import layout
-from ..resnet import ResNet, channels_of
+from ...errors import ArgumentError, ArgumentTypeError, check_channels, is_int
+from ...layers.dimensions import layout
+from ...resnet import ResNet, channels_of
 from .description import Description, Norms, Part
 from .layers import count_norms, stage_layers, stem_layers
 from .run import Run

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..configs import load_backbone_cfg
 from ..errors import ArgumentError
-from ..registry import build_backbone
+from ..integrations.mmdet.configs import load_backbone_cfg
+from ..integrations.mmdet.registry import build_backbone
 from ..version import __version__
-from .errors import CheckpointError
-from .find import find_network, open_checkpoint
-from .fit import File
-from .load import load_pretrained
-from .report import LoadReport
-from .table import NAMED
+from ..weights.errors import CheckpointError
+from ..weights.find import find_network, open_checkpoint
+from ..weights.fit import File
+from ..weights.load import load_pretrained
+from ..weights.report import LoadReport
+from ..weights.table import NAMED
 
 __all__ = ["backbone_for", "convert", "show_report", "table_text"]
 

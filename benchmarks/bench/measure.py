@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from ..kept import KeptTensors
+from resnet_backbone.tools.saved_tensors import KeptTensors
+
 from .rows import BASELINE, Builder, Row, UnavailableError
 from .settings import Settings
 

@@ -1,0 +1,1 @@
+"""What this project measures: run from a checkout, never installed."""

@@ -1,0 +1,1 @@
+"""Measures the backbone beside its peers: ``python -m benchmarks.bench``."""

@@ -1,1 +1,0 @@
-"""Measure the backbone beside its peers: what ``resnet-backbone bench`` runs."""

@@ -1,0 +1,1 @@
+"""What ties the networks to other libraries."""

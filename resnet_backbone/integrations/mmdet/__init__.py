@@ -1,0 +1,1 @@
+"""Everything that changes mmengine and mmdet: registries, loaders, configs."""

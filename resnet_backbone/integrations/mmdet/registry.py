@@ -1,0 +1,162 @@
+"""Which registry is mmdet's here, and how our classes get into it.
+
+mmengine finds a class by scope and name. Inside mmdet, ``type='ResNet'`` is looked up in ``mmdet.registry.MODELS``,
+which imports ``mmdet.models`` at its first look-up; a ``ResNet`` that was registered before that would make that import
+fail. So this package puts itself between the two: the registry is told to import ``.models`` of this folder instead,
+which imports ``mmdet.models`` and then registers our classes over mmdet's. Where mmdet is missing or broken, a registry
+of ours with mmdet's scope takes its place, so that the same config builds.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from types import ModuleType
+from typing import Any, cast
+
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.logging import print_log
+from mmengine.registry import MODELS as ROOT
+from mmengine.registry import Registry
+from torch import nn
+
+from ...blocks import BasicBlock, Bottleneck
+from ...errors import ArgumentTypeError, UnknownNameError, did_you_mean
+from ...layers import SELayer
+from ...layers.dcn_types import OWN_TYPES, has_compiled_mmcv, register_deform_convs
+from ...multi_scale import MultiScaleResNet1d
+from ...res_layer import ResLayer
+from ...resnet import ResNet, ResNetV1c, ResNetV1d
+from . import pretrained as _pretrained  # noqa: F401 - registers the initialiser
+from .runner_files import read_runner_files
+
+__all__ = ["BACKBONES", "MODELS", "build_backbone"]
+
+# What an mmdet config asks for by these names, it now gets from here.
+OVERRIDES: tuple[type[nn.Module], ...] = (ResNet, ResNetV1d)
+# Registered where the name is free: mmdet's own 'ResLayer', for one, is the shared head of its C4 detectors.
+ADDITIONS: tuple[type[nn.Module], ...] = (ResNetV1c, MultiScaleResNet1d, BasicBlock, Bottleneck, ResLayer)
+
+
+def mmdet_registry() -> Registry:
+    """Return mmdet's model registry, or one of ours in its scope where mmdet cannot be imported."""
+    try:
+        return cast(Registry, import_module("mmdet.registry").MODELS)
+    except Exception as error:  # noqa: BLE001 - mmdet asserts versions, and its dependencies fail in their own ways
+        log(f"mmdet cannot be used here ({explain(error)}): type='ResNet' builds from a registry of our own")
+        return _stand_in_registry()
+
+
+def _stand_in_registry() -> Registry:
+    registry = cast("Registry | None", ROOT.children.get("mmdet"))
+    if registry is None:
+        # Without a location mmengine would look for mmdet.utils, and warn that there is none.
+        registry = Registry("model", parent=ROOT, scope="mmdet", locations=[__name__])
+    register(registry)
+    # mmengine imports mmdet.registry each time it meets the scope, and would warn, or fail, each time.
+    stand_in: Any = ModuleType("mmdet.registry", "Stands in for mmdet's, which cannot be imported here.")
+    stand_in.MODELS = registry
+    sys.modules["mmdet.registry"] = stand_in
+    return registry
+
+
+def register(registry: Registry) -> None:
+    """Register our classes: over mmdet's where they replace them, beside them where the name is free."""
+    for cls in OVERRIDES:
+        registry.register_module(module=cls, force=True)
+    for cls in ADDITIONS:
+        if cls.__name__ not in registry.module_dict:
+            registry.register_module(module=cls)
+
+
+def enter(registry: Registry) -> tuple[str, ...]:
+    """Register our classes now or, where mmdet's are yet to come, arrange that it happens after them.
+
+    Args:
+        registry: mmdet's registry, or ours in its place.
+
+    Returns:
+        The modules that ``resnet_backbone.integrations.mmdet.models`` has to import first.
+    """
+    locations = tuple(registry._locations)
+    if registry._imported or "ResNet" in registry.module_dict:
+        register(registry)
+    if not registry._imported and __name__ not in locations:
+        registry._locations = ["resnet_backbone.integrations.mmdet.models"]
+    return locations
+
+
+def build_backbone(cfg: dict[str, Any]) -> nn.Module:
+    """Build a backbone from its config, whatever mmengine's default scope is at the moment.
+
+    Args:
+        cfg: ``dict(type='ResNet', depth=50, ...)``; ``type`` is a name in mmdet's scope, or a class.
+
+    Returns:
+        The backbone.
+
+    Raises:
+        ArgumentTypeError: ``cfg`` is no dict.
+        UnknownNameError: ``cfg`` has no ``type``, or one that is not registered.
+        ArgumentError: The backbone refuses an argument.
+    """
+    if not isinstance(cfg, Mapping):
+        raise ArgumentTypeError(f"a backbone's config must be a dict with a 'type', got {cfg!r}")
+    cfg = {"_scope_": BACKBONES.scope, **cfg}
+    name = cfg.get("type")
+    if not name:
+        raise UnknownNameError(f"a backbone's config must have a 'type', such as 'ResNet', got {cfg!r}")
+    if isinstance(name, str):
+        with BACKBONES.switch_scope_and_registry(cfg["_scope_"]) as registry:
+            if registry.get(name) is None:
+                raise UnknownNameError(_unknown_backbone(name, registry))
+    return cast(nn.Module, BACKBONES.build(cfg))
+
+
+def _unknown_backbone(name: str, registry: Registry) -> str:
+    backbones: tuple[type[nn.Module], ...] = (ResNet, ResNetV1c, ResNetV1d, MultiScaleResNet1d)
+    message = f"no backbone is registered as {name!r} in scope {registry.scope!r}."
+    message += (
+        f"{did_you_mean(name, registry.module_dict)} This package has {', '.join(cls.__name__ for cls in backbones)}"
+    )
+    if getattr(sys.modules["mmdet.registry"], "__file__", None) is None:
+        message += "; mmdet, which cannot be used here, has others: resnet-backbone doctor says what it takes"
+    return message
+
+
+def explain(error: Exception) -> str:
+    """Put an exception into one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def log(message: str) -> None:
+    """Write one line to mmengine's current logger."""
+    print_log(f"resnet_backbone: {message}", logger="current", level=logging.INFO)
+
+
+# 'resnet_backbone.ResNet' from any scope: mmengine imports this module and finds the scope below its root.
+MODELS = Registry("model", parent=ROOT, scope="resnet_backbone", locations=[__name__])
+for _cls in (*OVERRIDES, *ADDITIONS):
+    MODELS.register_module(module=_cls)
+
+MODELS.register_module(module=SELayer)
+for _name, _layer in OWN_TYPES.items():
+    MODELS.register_module(name=_name, module=_layer)
+
+# Layers are found from any scope in mmengine's root, where mmcv's are. mmcv's own deformable convolutions come in when
+# the first is built, since importing its operators takes a while.
+if "SELayer" not in ROOT.module_dict:
+    ROOT.register_module(module=SELayer)
+if not has_compiled_mmcv():
+    register_deform_convs()
+
+BACKBONES: Registry = mmdet_registry()
+MMDET_LOCATIONS = enter(BACKBONES)
+
+# mmengine resolves _base_ = 'resnet_backbone::...' only for the packages in this table.
+MODULE2PACKAGE.setdefault("resnet_backbone", "resnet_backbone")
+
+# A config that names this package resumes and tests on any torch.
+read_runner_files()
