@@ -26,8 +26,8 @@ from filelock import FileLock
 
 from ..version import __version__
 from .errors import DownloadError
-from .files import looks_like_html
 from .progress import Advance, progress_bar
+from .read import looks_like_html
 
 __all__ = ["cache_dir", "cached_path", "fetch", "hash_in_name", "matches_hash"]
 

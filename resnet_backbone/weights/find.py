@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from .errors import CheckpointError
-from .files import containers, read_file
 from .fit import File, fit, read_network
 from .formats import Candidate, find_candidates, strip_wrappers
+from .read import containers, read_file
 from .sources import Resolved, resolve
 
 __all__ = ["find_network", "open_checkpoint"]

@@ -8,10 +8,10 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .files import metadata_of
 from .fit import File, Fit
 from .network import Network
 from .preprocessing import IMAGENET_RGB, MSRA_BGR, PYCLS_BGR, Preprocessing, from_meta
+from .read import metadata_of
 from .sources import Resolved
 
 __all__ = ["wants", "warnings_about"]

@@ -21,7 +21,7 @@ from resnet_backbone.weights import (
     hub,
     sources,
 )
-from resnet_backbone.weights.files import read_file
+from resnet_backbone.weights.read import read_file
 from resnet_backbone.weights.sources import resolve
 
 

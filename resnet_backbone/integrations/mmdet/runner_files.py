@@ -18,7 +18,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
 from ...weights.errors import UnsafeCheckpointError
-from ...weights.unpickle import RestrictedUnpickler, TorchPickle, find_plain
+from ...weights.safe_pickle import RestrictedUnpickler, TorchPickle, find_plain
 
 __all__ = ["read_runner_files"]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError, CheckpointNotFoundError, UnsafeCheckpointError
-from .unpickle import LEGACY_MAGIC, TorchPickle, load_pickle
+from .safe_pickle import LEGACY_MAGIC, TorchPickle, load_pickle
 
 __all__ = ["containers", "looks_like_html", "metadata_of", "read_file"]
 

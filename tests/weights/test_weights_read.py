@@ -20,8 +20,8 @@ from mmengine.logging import HistoryBuffer, MessageHub
 from resnet_backbone import ResNet, load_pretrained
 from resnet_backbone.integrations.mmdet.runner_files import read_runner_file
 from resnet_backbone.weights import CheckpointError, CheckpointNotFoundError, UnsafeCheckpointError
-from resnet_backbone.weights.files import read_file
-from resnet_backbone.weights.unpickle import LEGACY_MAGIC
+from resnet_backbone.weights.read import read_file
+from resnet_backbone.weights.safe_pickle import LEGACY_MAGIC
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_hostile_pickle(write, suffix, call, name, state, tmp_path, snapshot):
         b"\x80\x02ctorch.jit\nload\n.",
         b"\x80\x02cfunctools\npartial\n.",
         b"\x80\x02coperator\nattrgetter\n.",
-        b"\x80\x02cresnet_backbone.weights.unpickle\nos.system\n.",
+        b"\x80\x02cresnet_backbone.weights.safe_pickle\nos.system\n.",
         b"(S'true'\nios\nsystem\n.",
     ],
 )
