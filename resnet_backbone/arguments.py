@@ -22,6 +22,7 @@ __all__ = [
     "check_per_stage",
     "check_plugins",
     "check_stage_mask",
+    "check_stem_stride",
     "check_style",
 ]
 
@@ -66,6 +67,12 @@ def check_num_stages(num_stages: Any, most: int) -> None:
     """Refuse a stage count outside ``[1, most]``."""
     if not is_int(num_stages) or not 1 <= num_stages <= most:
         raise ArgumentError(f"num_stages must be an integer from 1 to {most}, got {num_stages!r}")
+
+
+def check_stem_stride(stem_stride: Any) -> None:
+    """Refuse a stride that no stem has."""
+    if not is_int(stem_stride) or stem_stride not in (1, 2, 4):
+        raise ArgumentError(f"stem_stride must be 1, 2 or 4, got {stem_stride!r}")
 
 
 def check_per_stage(name: str, values: Any, num_stages: int) -> None:

@@ -28,6 +28,7 @@ from .arguments import (
     check_per_stage,
     check_plugins,
     check_stage_mask,
+    check_stem_stride,
     check_style,
 )
 from .blocks import BasicBlock, Bottleneck, ResidualBlock
@@ -104,6 +105,8 @@ class ResNet(BaseModule):
         multi_grid: Dilation of each block of the last stage, in place of the stage's, as in mmsegmentation (Chen et
             al., 2017, https://arxiv.org/abs/1706.05587, section 3.1).
         contract_dilation: Give the first block of each dilated stage half of its dilation, as in mmsegmentation.
+        stem_stride: Stride of the stem: 4; 2, without max pooling; or 1, without striding either, for inputs too short
+            or too small to be reduced before the first stage. The layers and the state dict stay the same.
         **unknown: No further argument exists; each is refused, with the nearest that does.
 
     Raises:
@@ -129,6 +132,7 @@ class ResNet(BaseModule):
     in_channels: int | None = None
     spatial_dims: int = 2
     """Number of dimensions of the features, as ``conv_cfg`` decides: 1, 2 or 3."""
+    stem_stride: int = 4
     fold_norm: bool = False
     channels_last: bool = False
     deployed: bool = False
@@ -162,6 +166,7 @@ class ResNet(BaseModule):
         channels_last: bool = False,
         multi_grid: Sequence[int] | None = None,
         contract_dilation: bool = False,
+        stem_stride: int = 4,
         **unknown: Never,
     ) -> None:
         super().__init__(init_cfg)
@@ -188,6 +193,7 @@ class ResNet(BaseModule):
         check_per_stage("strides", strides, num_stages)
         check_per_stage("dilations", dilations, num_stages)
         check_out_indices(out_indices, num_stages)
+        check_stem_stride(stem_stride)
         check_style(style)
         check_frozen_stages(frozen_stages, num_stages)
         check_dcn(dcn, conv_cfg)
@@ -227,6 +233,7 @@ class ResNet(BaseModule):
         self.zero_init_residual = zero_init_residual
         self.multi_grid = multi_grid
         self.contract_dilation = contract_dilation
+        self.stem_stride = stem_stride
         self.stage_blocks = stage_blocks[:num_stages]
         self.inplanes = stem_channels
 
@@ -305,22 +312,25 @@ class ResNet(BaseModule):
         return None
 
     def _make_stem_layer(self, in_channels: int, stem_channels: int) -> None:
-        """Build the stem: stride 4, from ``in_channels`` to ``stem_channels``."""
+        """Build the stem: stride ``stem_stride``, from ``in_channels`` to ``stem_channels``."""
+        stride = 1 if self.stem_stride == 1 else 2
         if self.deep_stem:
             half = stem_channels // 2
             self.stem = nn.Sequential(
-                *self._stem_conv3x3(in_channels, half, stride=2),
+                *self._stem_conv3x3(in_channels, half, stride=stride),
                 *self._stem_conv3x3(half, half, stride=1),
                 *self._stem_conv3x3(half, stem_channels, stride=1),
             )
         else:
             self.conv1 = build_conv_layer(
-                self.conv_cfg, in_channels, stem_channels, kernel_size=7, stride=2, padding=3, bias=False
+                self.conv_cfg, in_channels, stem_channels, kernel_size=7, stride=stride, padding=3, bias=False
             )
             self.norm1_name, norm1 = build_norm_layer(self.norm_cfg, stem_channels, postfix=1)
             self.add_module(self.norm1_name, norm1)
             self.relu = nn.ReLU(inplace=True)
-        self.maxpool = max_pool(self.spatial_dims, kernel_size=3, stride=2, padding=1)
+        self.maxpool: nn.Module = nn.Identity()
+        if self.stem_stride == 4:
+            self.maxpool = max_pool(self.spatial_dims, kernel_size=3, stride=2, padding=1)
 
     def _stem_conv3x3(self, in_channels: int, out_channels: int, stride: int) -> tuple[nn.Module, nn.Module, nn.Module]:
         conv = build_conv_layer(

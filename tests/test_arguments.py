@@ -77,6 +77,9 @@ WRONG = [
     (dict(base_channels=4.5), ValueError, ["base_channels", "4.5", "integer"]),
     (dict(stem_channels=0), ValueError, ["stem_channels", "0", "at least 1"]),
     (dict(stem_channels=1, deep_stem=True), ValueError, ["stem_channels", "1", "at least 2"]),
+    (dict(stem_stride=3), ValueError, ["stem_stride", "3", "1, 2 or 4"]),
+    (dict(stem_stride=True), ValueError, ["stem_stride", "True", "1, 2 or 4"]),
+    (dict(stem_stride=(1, 1)), ValueError, ["stem_stride", "(1, 1)", "1, 2 or 4"]),
     # dcn
     (dict(depth=50, dcn=DCN, stage_with_dcn=(True,)), ValueError, ["stage_with_dcn", "(True,)", "num_stages=4"]),
     (dict(depth=50, dcn=DCN, stage_with_dcn=True), ValueError, ["stage_with_dcn", "True", "per stage"]),

@@ -8,6 +8,7 @@ from helpers import assert_same_bits, gradients, shake
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from resnet_backbone import BasicBlock, Bottleneck, ResLayer, ResNet, ResNetV1c, ResNetV1d
@@ -37,6 +38,7 @@ def backbones(draw):
         out_indices=tuple(draw(st.lists(st.integers(0, num_stages - 1), min_size=1, unique=True))),
         style=draw(st.sampled_from(["pytorch", "caffe"])),
         deep_stem=draw(st.booleans()),
+        stem_stride=draw(st.sampled_from([1, 2, 4])),
         avg_down=draw(st.booleans()),
         frozen_stages=draw(st.integers(-1, num_stages)),
         norm_eval=draw(st.booleans()),
@@ -70,6 +72,23 @@ def test_outputs_are_as_described(arguments, size):
     assert (
         backbone.feat_dim == arguments["base_channels"] * 2 ** (arguments["num_stages"] - 1) * backbone.block.expansion
     )
+
+
+@pytest.mark.parametrize(("stem_stride", "conv_stride", "pool"), [(1, 1, False), (2, 2, False), (4, 2, True)])
+def test_stem_stride(stem_stride, conv_stride, pool):
+    backbone = shake(small(stem_stride=stem_stride)).eval()
+    assert list(backbone.state_dict()) == list(small().state_dict())
+    seen = []
+    backbone.layer1.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    x = torch.rand(1, 3, 33, 33)
+    backbone(x)
+    expected = F.conv2d(x, backbone.conv1.weight, stride=conv_stride, padding=3)
+    expected = backbone.bn1(expected).relu()
+    expected = F.max_pool2d(expected, 3, stride=2, padding=1) if pool else expected
+    assert_same_bits(seen, [expected])
+    deep = small(deep_stem=True, stem_stride=stem_stride)
+    assert [layer.stride[0] for layer in deep.stem[::3]] == [conv_stride, 1, 1]
+    assert isinstance(deep.maxpool, nn.MaxPool2d) == pool
 
 
 @given(arguments=backbones())

@@ -39,7 +39,8 @@ def stem_layers(backbone: Any) -> str:
     layers = backbone.stem if backbone.deep_stem else [backbone.conv1]
     sizes = Counter("x".join(map(str, layer.kernel_size)) for layer in layers if _is_conv(layer))
     convs = [f"{count} conv {size}" if count > 1 else f"conv {size}" for size, count in sizes.items()]
-    return ", ".join([*convs, *["max pool"] * hasattr(backbone, "maxpool")])
+    has_pool = not isinstance(getattr(backbone, "maxpool", nn.Identity()), nn.Identity)
+    return ", ".join([*convs, *["max pool"] * has_pool])
 
 
 def stage_layers(stage: Any) -> str:
