@@ -82,31 +82,31 @@ class ResidualBlock(BaseModule):
         # A subclass may pop from self.dcn (mmdet's ResNeXt and Res2Net do), so the block keeps a copy of its own.
         self.dcn = None if dcn is None else {key: dcn[key] for key in dcn if key != "fallback_on_stride"}
         self.with_dcn = dcn is not None
-        self.plugins = plugins
-        self.with_plugins = plugins is not None
+        self._falls_back_on_stride = dcn is not None and dcn.get("fallback_on_stride", False)
 
-    def _conv3x3_cfg(self, dcn: Cfg | None, stride: int) -> Cfg | None:
+    def _conv3x3_cfg(self, stride: int) -> Cfg | None:
         """The config of the 3x3 that ``dcn`` may replace; ``fallback_on_stride`` keeps strided ones ordinary."""
-        if dcn is None or (dcn.get("fallback_on_stride", False) and stride > 1):
-            return self.conv_cfg
-        return self.dcn
+        return self.conv_cfg if self.dcn is None or (self._falls_back_on_stride and stride > 1) else self.dcn
 
     def _padding(self, dilation: int) -> int:
         """Zeros on each side of a wide convolution: as many as keep features aligned with the shortcut's."""
         return dilation * (self.kernel_size // 2)
 
-    def _add_plugins(self, channels: dict[str, int]) -> None:
+    def _add_plugins(self, plugins: list[Cfg] | None, *channels: int) -> None:
         """Build the plugins of each position and remember their configs and names under it.
 
         Args:
-            channels: The number of channels at each position.
+            plugins: Configs of plugins, each with its position.
+            *channels: The number of channels at each of ``plugin_positions``.
         """
-        if self.plugins is None:
+        self.plugins = plugins
+        self.with_plugins = plugins is not None
+        if plugins is None:
             return
-        for position in self.plugin_positions:
-            cfgs = [plugin["cfg"] for plugin in self.plugins if plugin["position"] == position]
+        for position, in_channels in zip(self.plugin_positions, channels):
+            cfgs = [plugin["cfg"] for plugin in plugins if plugin["position"] == position]
             setattr(self, f"{position}_plugins", cfgs)
-            setattr(self, f"{position}_plugin_names", self.make_block_plugins(channels[position], cfgs))
+            setattr(self, f"{position}_plugin_names", self.make_block_plugins(in_channels, cfgs))
 
     def make_block_plugins(self, in_channels: int, plugins: list[Cfg]) -> list[str]:
         """Build plugins and add them to the block.
@@ -165,9 +165,12 @@ class ResidualBlock(BaseModule):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @property
+    @abstractmethod
     def conv_norm_names(self) -> list[tuple[str, str]]:
-        """The names of the block's convolutions, each with that of the norm layer that follows it."""
-        return [("conv1", self.norm1_name), ("conv2", self.norm2_name)]
+        """The names of the block's convolutions, each with that of the norm layer that follows it.
+
+        A subclass with a forward pass of its own overrides this, too: ``switch_to_deploy`` folds what it names.
+        """
 
     @property
     def norm1(self) -> nn.Module:
@@ -281,13 +284,18 @@ class BasicBlock(ResidualBlock):
         )
         self.add_module(self.norm1_name, norm1)
         self.conv2 = build_conv_layer(
-            self._conv3x3_cfg(dcn, stride=1), planes, planes, kernel_size, padding=self._padding(1), bias=False
+            self._conv3x3_cfg(stride=1), planes, planes, kernel_size, padding=self._padding(1), bias=False
         )
         self.add_module(self.norm2_name, norm2)
 
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
-        self._add_plugins({"after_conv1": planes, "after_conv2": planes})
+        self._add_plugins(plugins, planes, planes)
+
+    @property
+    def conv_norm_names(self) -> list[tuple[str, str]]:
+        """The names of the block's convolutions, each with that of the norm layer that follows it."""
+        return [("conv1", self.norm1_name), ("conv2", self.norm2_name)]
 
     def _residual_and_shortcut(self, x: Tensor) -> Tensor:
         out: Tensor = self.relu(conv_norm(self.conv1, self.norm1, x, self.fold_norm))
@@ -309,7 +317,8 @@ class Bottleneck(ResidualBlock):
 
     Args:
         inplanes: Number of input channels.
-        planes: Number of channels of the 3x3 convolution; the block returns ``4 * planes``.
+        planes: Number of channels of the 3x3 convolution, unless ``width`` says otherwise; the block returns
+            ``4 * planes``.
         stride: Stride of the block.
         dilation: Dilation of the 3x3 convolution.
         downsample: The shortcut's projection; ``None`` where input and output have one shape.
@@ -322,6 +331,8 @@ class Bottleneck(ResidualBlock):
         plugins: Configs of plugins, each with a position ``'after_conv1'``, ``'after_conv2'`` or ``'after_conv3'``.
         init_cfg: mmengine's initialisation config.
         kernel_size: Size of the 3x3 convolution, if it is to be another: odd.
+        groups: Number of groups of the 3x3 convolution.
+        width: Number of channels of the 3x3 convolution; ``None`` means ``planes``.
 
     Raises:
         ArgumentError: An argument has a value that is not allowed.
@@ -349,41 +360,65 @@ class Bottleneck(ResidualBlock):
         init_cfg: Cfg | list[Cfg] | None = None,
         *,
         kernel_size: int = 3,
+        groups: int = 1,
+        width: int | None = None,
     ) -> None:
         super().__init__(
             inplanes, planes, stride, dilation, style, with_cp, conv_cfg, norm_cfg, dcn, plugins, init_cfg, kernel_size
         )
         self.conv1_stride, self.conv2_stride = (1, stride) if style == "pytorch" else (stride, 1)
-        outplanes = planes * self.expansion
+        width = planes if width is None else width
+        check_channels("width", width)
+        check_channels("groups", groups)
+        if width % groups:
+            raise ArgumentError(f"groups must divide the width of the 3x3 convolution ({width}), got {groups!r}")
 
-        self.norm1_name, norm1 = build_norm_layer(norm_cfg, planes, postfix=1)
-        self.norm2_name, norm2 = build_norm_layer(norm_cfg, planes, postfix=2)
-        self.norm3_name, norm3 = build_norm_layer(norm_cfg, outplanes, postfix=3)
-
-        self.conv1 = build_conv_layer(conv_cfg, inplanes, planes, kernel_size=1, stride=self.conv1_stride, bias=False)
-        self.add_module(self.norm1_name, norm1)
-        self.conv2 = build_conv_layer(
-            self._conv3x3_cfg(dcn, self.conv2_stride),
-            planes,
-            planes,
-            kernel_size=kernel_size,
-            stride=self.conv2_stride,
-            padding=self._padding(dilation),
-            dilation=dilation,
-            bias=False,
-        )
-        self.add_module(self.norm2_name, norm2)
-        self.conv3 = build_conv_layer(conv_cfg, planes, outplanes, kernel_size=1, bias=False)
-        self.add_module(self.norm3_name, norm3)
+        self._build_conv1(width)
+        self._build_conv2(width, groups)
+        self._build_conv3(width)
 
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
-        self._add_plugins({"after_conv1": planes, "after_conv2": planes, "after_conv3": outplanes})
+        self._add_plugins(plugins, width, width, planes * self.expansion)
+
+    def _build_conv1(self, width: int) -> None:
+        """Build the first 1x1 convolution and its norm layer, or replace them: to ``width`` channels."""
+        self.norm1_name, norm1 = build_norm_layer(self.norm_cfg, width, postfix=1)
+        self.conv1 = build_conv_layer(
+            self.conv_cfg, self.inplanes, width, kernel_size=1, stride=self.conv1_stride, bias=False
+        )
+        self.add_module(self.norm1_name, norm1)
+
+    def _build_conv2(self, width: int, groups: int = 1) -> None:
+        """Build the 3x3 convolution and its norm layer, or replace them."""
+        self.norm2_name, norm2 = build_norm_layer(self.norm_cfg, width, postfix=2)
+        self.conv2 = self._wide_conv(self._conv3x3_cfg(self.conv2_stride), width, groups)
+        self.add_module(self.norm2_name, norm2)
+
+    def _wide_conv(self, cfg: Cfg | None, width: int, groups: int = 1) -> nn.Module:
+        """Build a convolution in the place of the 3x3, from ``width`` channels to as many."""
+        return build_conv_layer(
+            cfg,
+            width,
+            width,
+            kernel_size=self.kernel_size,
+            stride=self.conv2_stride,
+            padding=self._padding(self.dilation),
+            dilation=self.dilation,
+            bias=False,
+            **({"groups": groups} if groups > 1 else {}),
+        )
+
+    def _build_conv3(self, width: int) -> None:
+        """Build the last 1x1 convolution and its norm layer, or replace them: from ``width`` channels."""
+        self.norm3_name, norm3 = build_norm_layer(self.norm_cfg, self.planes * self.expansion, postfix=3)
+        self.conv3 = build_conv_layer(self.conv_cfg, width, self.planes * self.expansion, kernel_size=1, bias=False)
+        self.add_module(self.norm3_name, norm3)
 
     @property
     def conv_norm_names(self) -> list[tuple[str, str]]:
         """The names of the block's convolutions, each with that of the norm layer that follows it."""
-        return [*super().conv_norm_names, ("conv3", self.norm3_name)]
+        return [("conv1", self.norm1_name), ("conv2", self.norm2_name), ("conv3", self.norm3_name)]
 
     @property
     def norm3(self) -> nn.Module:

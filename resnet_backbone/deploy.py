@@ -11,7 +11,7 @@ from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .blocks import BasicBlock, Bottleneck, ResidualBlock
+from .blocks import ResidualBlock
 from .layers.conv_norm import fold, is_foldable, norm_as_affine
 from .layers.deform import ModulatedDeformConv2dPack
 
@@ -79,11 +79,12 @@ def _pairs_in(part: nn.Module) -> Pairs:
 
 
 def computes_as_ours(block: ResidualBlock) -> bool:
-    """Whether a block, a subclass's perhaps, runs its convolutions and norm layers in the order of ours."""
-    return type(block).forward is ResidualBlock.forward and type(block)._residual_and_shortcut in (
-        BasicBlock._residual_and_shortcut,
-        Bottleneck._residual_and_shortcut,
+    """Whether ``conv_norm_names`` describes the forward pass: it was defined with it, or for it, and not before."""
+    names, *computations = (
+        next(depth for depth, cls in enumerate(type(block).__mro__) if name in vars(cls))
+        for name in ("conv_norm_names", "forward", "_residual_and_shortcut")
     )
+    return names <= min(computations)
 
 
 def _fold_pair(owner: nn.Module, name_of_conv: str, name_of_norm: str) -> None:

@@ -38,6 +38,7 @@ class ResLayer(Sequential):
             not used.
         contract_dilation: Give the first block half of a ``dilation`` above 1, as in mmsegmentation: the dilation of
             the stage before, whose features it reads. ``multi_grid`` comes before it.
+        first_block: Further arguments of the first block alone.
         **kwargs: Further arguments of every block: ``dilation``, ``style``, ``with_cp``, ``dcn``, ``plugins``,
             ``init_cfg``.
     """
@@ -56,6 +57,7 @@ class ResLayer(Sequential):
         *,
         multi_grid: Sequence[int] | None = None,
         contract_dilation: bool = False,
+        first_block: Cfg | None = None,
         **kwargs: Any,
     ) -> None:
         outplanes = planes * block.expansion
@@ -78,6 +80,7 @@ class ResLayer(Sequential):
             arguments = [{**of_one, "dilation": dilation} for of_one, dilation in zip(arguments, multi_grid)]
         elif contract_dilation and kwargs.get("dilation", 1) > 1:
             arguments[0] = {**arguments[0], "dilation": kwargs["dilation"] // 2}
+        arguments[0] = {**arguments[0], **(first_block or {})}
         super().__init__(*(block(**of_one) for of_one in arguments))
         self.block = block
 

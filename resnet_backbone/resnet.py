@@ -107,6 +107,9 @@ class ResNet(BaseModule):
         contract_dilation: Give the first block of each dilated stage half of its dilation, as in mmsegmentation.
         stem_stride: Stride of the stem: 4; 2, without max pooling; or 1, without striding either, for inputs too short
             or too small to be reduced before the first stage. The layers and the state dict stay the same.
+        base_width: Number of channels of the first stage's 3x3 convolutions, which each further stage doubles; ``None``
+            means ``base_channels``. 128 makes a Wide ResNet of depth 50 or 101 (Zagoruyko & Komodakis, 2016,
+            https://arxiv.org/abs/1605.07146), as in torchvision.
         **unknown: No further argument exists; each is refused, with the nearest that does.
 
     Raises:
@@ -167,6 +170,7 @@ class ResNet(BaseModule):
         multi_grid: Sequence[int] | None = None,
         contract_dilation: bool = False,
         stem_stride: int = 4,
+        base_width: int | None = None,
         **unknown: Never,
     ) -> None:
         super().__init__(init_cfg)
@@ -209,6 +213,12 @@ class ResNet(BaseModule):
         check_init_cfg(init_cfg)
         if multi_grid is not None:
             check_multi_grid(multi_grid, stage_blocks[num_stages - 1])
+        if base_width is not None:
+            check_channels("base_width", base_width)
+            if issubclass(self.block, BasicBlock):
+                raise ArgumentError(
+                    f"base_width must be None for depth {depth}: a BasicBlock has none, got {base_width!r}"
+                )
 
         self.depth = depth
         self.in_channels = in_channels
@@ -234,6 +244,7 @@ class ResNet(BaseModule):
         self.multi_grid = multi_grid
         self.contract_dilation = contract_dilation
         self.stem_stride = stem_stride
+        self._base_width = base_width
         self.stage_blocks = stage_blocks[:num_stages]
         self.inplanes = stem_channels
 
@@ -241,7 +252,7 @@ class ResNet(BaseModule):
         self._make_stem_layer(in_channels, stem_channels)
         self.res_layers: list[str] = []
         for index, num_blocks in enumerate(self.stage_blocks):
-            planes = base_channels * 2**index
+            planes = self._stage_planes(index)
             stage = self.make_res_layer(
                 block=self.block,
                 inplanes=self.inplanes,
@@ -257,7 +268,7 @@ class ResNet(BaseModule):
                 dcn=dcn if dcn is not None and stage_with_dcn[index] else None,
                 plugins=None if plugins is None else self.make_stage_plugins(plugins, index),
                 init_cfg=block_init_cfg,
-                **self._dilation_options(index),
+                **self._stage_options(index),
             )
             self.inplanes = planes * self.block.expansion
             self.res_layers.append(f"layer{index + 1}")
@@ -328,7 +339,7 @@ class ResNet(BaseModule):
             self.norm1_name, norm1 = build_norm_layer(self.norm_cfg, stem_channels, postfix=1)
             self.add_module(self.norm1_name, norm1)
             self.relu = nn.ReLU(inplace=True)
-        self.maxpool: nn.Module = nn.Identity()
+        self.maxpool: nn.Module | None = nn.Identity()
         if self.stem_stride == 4:
             self.maxpool = max_pool(self.spatial_dims, kernel_size=3, stride=2, padding=1)
 
@@ -355,11 +366,17 @@ class ResNet(BaseModule):
             if plugin.get("stages") is None or plugin["stages"][stage_idx]
         ]
 
-    def _dilation_options(self, index: int) -> Cfg:
-        """The arguments of a stage that only mmsegmentation's has; a subclass's stage need not know them."""
+    def _stage_planes(self, index: int) -> int:
+        """``planes`` of a stage's blocks; ``index`` counts from 0."""
+        return int(self.base_channels * 2**index)
+
+    def _stage_options(self, index: int) -> Cfg:
+        """Further arguments of a stage, where they are set: a subclass's stage need not know them."""
         options: Cfg = {"contract_dilation": True} if self.contract_dilation else {}
         if self.multi_grid is not None and index == self.num_stages - 1:
             options["multi_grid"] = self.multi_grid
+        if self._base_width is not None:
+            options["width"] = self._stage_planes(index) * self._base_width // self.base_channels
         return options
 
     def make_res_layer(self, **kwargs: Any) -> nn.Module:
@@ -419,11 +436,7 @@ class ResNet(BaseModule):
         self._check_input(x)
         if self.channels_last:
             x = x.contiguous(memory_format=memory_format(self.spatial_dims))
-        if self.deep_stem:
-            x = conv_norm_sequence(self.stem, x, self.fold_norm)
-        else:
-            x = self.relu(conv_norm(self.conv1, self.norm1, x, self.fold_norm))
-        x = self.maxpool(x)
+        x = self._forward_stem(x)
 
         outs = []
         last = max(self.out_indices)
@@ -433,6 +446,13 @@ class ResNet(BaseModule):
                 outs.append(x)
         outs[-1] = cast(Tensor, account_for((getattr(self, name) for name in self.res_layers[last + 1 :]), x))
         return tuple(outs)
+
+    def _forward_stem(self, x: Tensor) -> Tensor:
+        if self.deep_stem:
+            x = conv_norm_sequence(self.stem, x, self.fold_norm)
+        else:
+            x = self.relu(conv_norm(self.conv1, self.norm1, x, self.fold_norm))
+        return x if self.maxpool is None else cast(Tensor, self.maxpool(x))
 
     def _check_input(self, x: Tensor) -> None:
         if isinstance(x, Proxy):  # A symbolic trace, such as mmengine's efficient_conv_bn_eval makes, has no shapes.

@@ -125,7 +125,11 @@ def test_res_layer_has_mmdets_arguments_and_places_the_downsampling_block():
     parameters = inspect.signature(resnet_backbone.ResLayer).parameters.values()
     assert [(p.name, p.default) for p in parameters if p.kind is not p.KEYWORD_ONLY] == theirs
     # mmsegmentation's, which change nothing by default.
-    assert [p.name for p in parameters if p.kind is p.KEYWORD_ONLY] == ["multi_grid", "contract_dilation"]
+    assert [p.name for p in parameters if p.kind is p.KEYWORD_ONLY] == [
+        "multi_grid",
+        "contract_dilation",
+        "first_block",
+    ]
     for first in (True, False):
         shape = dict(inplanes=16, planes=32, num_blocks=3, stride=2, downsample_first=first)
         ours = seeded(functools.partial(resnet_backbone.ResLayer, resnet_backbone.BasicBlock, **shape))
