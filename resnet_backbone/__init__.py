@@ -4,32 +4,29 @@
 this package; ``import resnet_backbone`` gives them to code.
 """
 
-from .startup import starts_doctor
 from .version import __version__
 
-# The doctor starts where none of this can be imported, and imports it in processes of its own.
-if not starts_doctor():
-    try:
-        import mmcv.cnn  # noqa: F401
-        import mmengine  # noqa: F401
-    except ImportError as _error:
-        raise ImportError(
-            f"resnet_backbone needs mmengine and mmcv, and could not import them ({_error}). "
-            "Without a compiler: pip install 'resnet_backbone[lite]' (mmengine and mmcv-lite). "
-            "To work with mmdet: pip install mmengine mmcv mmdet, or, for the maintained fork, "
-            "pip install onedl-mmengine onedl-mmcv onedl-mmdetection; these compile mmcv, see the README. "
-            "`resnet-backbone doctor` says what is wrong here."
-        ) from _error
+try:
+    import mmcv.cnn  # noqa: F401
+    import mmengine  # noqa: F401
+except ImportError as _error:
+    raise ImportError(
+        f"resnet_backbone needs mmengine and mmcv, and could not import them ({_error}). "
+        "Without a compiler: pip install mmengine 'mmcv-lite>=2.1' 'setuptools<82'. "
+        "To work with mmdet: pip install mmengine mmcv mmdet, or, for the maintained fork, "
+        "pip install onedl-mmengine onedl-mmcv onedl-mmdetection; these compile mmcv, see the README. "
+        "`resnet-backbone-doctor` says what is wrong here."
+    ) from _error
 
-    from .blocks import BasicBlock, Bottleneck
-    from .int8 import quantize_int8
-    from .integrations.mmdet.registry import BACKBONES, build_backbone
-    from .integrations.torchvision import with_fpn
-    from .layers.build import build_conv_layer, build_norm_layer, build_plugin_layer
-    from .multi_scale import MultiScaleResNet1d
-    from .res_layer import ResLayer
-    from .resnet import ResNet, ResNetV1c, ResNetV1d
-    from .weights import LoadReport, load_pretrained
+from .blocks import BasicBlock, Bottleneck
+from .int8 import quantize_int8
+from .integrations.mmdet.registry import BACKBONES, build_backbone
+from .integrations.torchvision import with_fpn
+from .layers.build import build_conv_layer, build_norm_layer, build_plugin_layer
+from .multi_scale import MultiScaleResNet1d
+from .res_layer import ResLayer
+from .resnet import ResNet, ResNetV1c, ResNetV1d
+from .weights import LoadReport, load_pretrained
 
 __all__ = [
     "BACKBONES",

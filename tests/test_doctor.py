@@ -1,15 +1,10 @@
-"""``resnet-backbone doctor``: each broken combination is named, with the command that mends it, wherever it runs."""
+"""``resnet-backbone-doctor``: each broken combination is named, with the command that mends it, wherever it runs."""
 
 import sys
 
 import pytest
 
-from resnet_backbone.startup import starts_doctor
-from resnet_backbone.tools.cli import main
-from resnet_backbone.tools.doctor import Facts, Probe, diagnose
-from resnet_backbone.tools.doctor.command import report
-from resnet_backbone.tools.doctor.finding import COMPONENTS
-from resnet_backbone.tools.doctor.versions import release, satisfies
+from resnet_backbone_doctor import PROBES, Environment, Probe, diagnose, main, report
 
 LITE = {
     "numpy": "2.4.6",
@@ -21,7 +16,7 @@ LITE = {
 }
 MMDET = {**{name: LITE[name] for name in LITE if name != "mmcv-lite"}, "mmcv": "2.1.0", "mmdet": "3.3.0"}
 FORK = {"onedl-mmengine": "0.10.12", "onedl-mmcv": "2.3.6", "onedl-mmdetection": "3.5.1"}
-COMPILED = Probe(details={"ops": "yes"})
+COMPILED = Probe()
 NO_MMDET = Probe("ModuleNotFoundError: No module named 'mmdet'")
 REFUSED = "AssertionError: MMCV==2.2.0 is used but incompatible. Please install mmcv>=2.0.0rc4, <2.2.0."
 NO_EXT = "ModuleNotFoundError: No module named 'mmcv._ext'"
@@ -29,28 +24,29 @@ SYMBOL = "ImportError: _ext.cpython-311-x86_64-linux-gnu.so: undefined symbol: _
 NMS = "RuntimeError: operator torchvision::nms does not exist"
 NO_PKG = "ModuleNotFoundError: No module named 'pkg_resources'"
 TOOLS = 'pip install "setuptools>=77.0.3,<81" wheel ninja psutil'
+VISION = "pip uninstall -y torchvision && pip install --no-cache-dir torch=={} torchvision"
 COMPILE = "pip install --no-cache-dir --no-build-isolation"
 
 
-def facts(versions, wants="==2.12.1", **probes):
-    return Facts("3.11.7", versions, {**{name: Probe() for name in COMPONENTS}, **probes}, torchvision_wants=wants)
+def env(versions, **probes):
+    return Environment(versions, {**{name: Probe() for name in PROBES}, **probes})
 
 
 def broken(found):
-    return {finding.component: finding for finding in diagnose(found) if finding.level == "broken"}
+    return {finding.component: finding for finding in diagnose(found) if finding.status == "broken"}
 
 
 HEALTHY = {
-    "mmcv-lite": facts(LITE, mmdet=NO_MMDET),
-    "mmdet": facts(MMDET, mmcv=COMPILED),
-    "the fork": facts({**{name: LITE[name] for name in ("numpy", "torch")}, **FORK}, mmcv=COMPILED),
+    "mmcv-lite": env(LITE, mmdet=NO_MMDET),
+    "mmdet": env(MMDET, mmcv=COMPILED),
+    "the fork": env({**{name: LITE[name] for name in ("numpy", "torch")}, **FORK}, mmcv=COMPILED),
     # Its setuptools has no pkg_resources, and nobody asks for it.
-    "new setuptools, unasked": facts({**LITE, "setuptools": "84.0.0"}, mmdet=NO_MMDET, setuptools=Probe(NO_PKG)),
-    "mmcv without operators, without mmdet": facts(
+    "new setuptools, unasked": env({**LITE, "setuptools": "84.0.0"}, mmdet=NO_MMDET, setuptools=Probe(NO_PKG)),
+    "mmcv without operators, without mmdet": env(
         {name: version for name, version in MMDET.items() if name != "mmdet"}, mmdet=NO_MMDET
     ),
-    "a torchvision that asks for more and works": facts(LITE, wants="==2.12.0", mmdet=NO_MMDET),
-    "no torchvision": facts(
+    "a torchvision that asks for more and works": env(LITE, mmdet=NO_MMDET),
+    "no torchvision": env(
         {name: LITE[name] for name in LITE if name != "torchvision"},
         mmdet=NO_MMDET,
         torchvision=Probe("ModuleNotFoundError: No module named 'torchvision'"),
@@ -59,13 +55,13 @@ HEALTHY = {
 # What is broken, and the component, a part of the sentence and the whole command that are expected.
 BROKEN = {
     "mmcv 2.2 with mmdet 3.3": (
-        facts({**MMDET, "mmcv": "2.2.0"}, mmcv=COMPILED, mmdet=Probe(REFUSED)),
+        env({**MMDET, "mmcv": "2.2.0"}, mmcv=COMPILED, mmdet=Probe(REFUSED)),
         "mmdet",
-        "3.3.0 takes mmcv from 2.0.0rc4 to below 2.2.0, and mmcv is 2.2.0",
+        "3.3.0 needs mmcv>=2.0.0rc4,<2.2.0, and mmcv is 2.2.0",
         f'pip uninstall -y mmcv && {TOOLS} && {COMPILE} "mmcv>=2.0.0rc4,<2.2.0"',
     ),
     "the fork's mmcv with mmdet 3.3": (
-        facts(
+        env(
             {**LITE, "onedl-mmcv": "2.3.6", "mmdet": "3.3.0"},
             mmcv=COMPILED,
             mmdet=Probe(REFUSED.replace("2.2.0 is", "2.3.6 is")),
@@ -75,7 +71,7 @@ BROKEN = {
         f'pip uninstall -y mmcv-lite onedl-mmcv && {TOOLS} && {COMPILE} "mmcv>=2.0.0rc4,<2.2.0"',
     ),
     "mmdet 3.3 among the fork's": (
-        facts(
+        env(
             {"torch": "2.12.1", "onedl-mmengine": "0.10.12", "onedl-mmcv": "2.3.6", "mmdet": "3.3.0"},
             mmcv=COMPILED,
             mmdet=Probe(REFUSED.replace("2.2.0 is", "2.3.6 is")),
@@ -85,7 +81,7 @@ BROKEN = {
         f"pip uninstall -y mmdet && {TOOLS} && pip install --no-build-isolation onedl-mmdetection",
     ),
     "mmengine too old for mmdet": (
-        facts(
+        env(
             {**MMDET, "mmengine": "0.6.0"},
             mmcv=COMPILED,
             mmdet=Probe(
@@ -93,103 +89,102 @@ BROKEN = {
             ),
         ),
         "mmdet",
-        "takes mmengine from 0.7.1 to below 1.0.0, and mmengine is 0.6.0",
+        "needs mmengine>=0.7.1,<1.0.0, and mmengine is 0.6.0",
         'pip install "mmengine>=0.7.1,<1.0.0"',
     ),
     "mmcv-lite with mmdet": (
-        facts({**LITE, "mmdet": "3.3.0"}, mmdet=Probe(NO_EXT)),
+        env({**LITE, "mmdet": "3.3.0"}, mmdet=Probe(NO_EXT)),
         "mmcv",
-        "mmdet needs its compiled operators, and this mmcv-lite has none",
+        "mmdet needs mmcv's compiled operators, and mmcv-lite has none here",
         f'pip uninstall -y mmcv-lite && {TOOLS} && {COMPILE} "mmcv>=2.0.0rc4,<2.2.0"',
     ),
     "mmcv built without operators, with mmdet": (
-        facts(MMDET, mmdet=Probe(NO_EXT)),
+        env(MMDET, mmdet=Probe(NO_EXT)),
         "mmcv",
-        "this mmcv has none",
+        "mmcv has none here",
         f'pip uninstall -y mmcv && {TOOLS} && {COMPILE} "mmcv>=2.0.0rc4,<2.2.0"',
     ),
     "mmcv built for another torch": (
-        facts(
+        env(
             {name: version for name, version in MMDET.items() if name != "mmdet"},
-            mmcv=Probe(details={"ops": "yes", "ops_error": SYMBOL}),
+            mmcv=Probe(SYMBOL),
             mmdet=NO_MMDET,
         ),
         "mmcv",
         "undefined symbol",
-        f"pip uninstall -y mmcv && {TOOLS} && {COMPILE} mmcv==2.1.0",
+        f"pip uninstall -y mmcv && {TOOLS} && {COMPILE} mmcv",
     ),
     "torchvision of another torch": (
-        facts({**LITE, "torchvision": "0.26.0"}, wants="==2.11.0", torchvision=Probe(NMS), mmdet=NO_MMDET),
+        env({**LITE, "torchvision": "0.26.0"}, torchvision=Probe(NMS), mmdet=NO_MMDET),
         "torchvision",
-        "0.26.0 belongs to torch==2.11.0, and torch is 2.12.1+cu126: RuntimeError: operator torchvision::nms",
-        "pip install torch==2.12.1 torchvision",
+        "0.26.0 does not belong to torch 2.12.1: RuntimeError: operator torchvision::nms",
+        VISION.format("2.12.1"),
     ),
     "torchvision for CPUs with torch for CUDA": (
-        facts({**LITE, "torchvision": "0.27.1+cpu"}, torchvision=Probe(NMS), mmdet=NO_MMDET),
+        env({**LITE, "torchvision": "0.27.1+cpu"}, torchvision=Probe(NMS), mmdet=NO_MMDET),
         "torchvision",
-        "0.27.1+cpu was built for another torch 2.12.1+cu126",
-        "pip install --force-reinstall --no-deps --no-cache-dir torchvision==0.27.1",
+        "0.27.1 does not belong to torch 2.12.1",
+        VISION.format("2.12.1"),
     ),
     "setuptools without pkg_resources": (
-        facts({**LITE, "setuptools": "82.0.0"}, setuptools=Probe(NO_PKG), mmengine=Probe(NO_PKG), mmdet=NO_MMDET),
+        env({**LITE, "setuptools": "82.0.0"}, setuptools=Probe(NO_PKG), mmengine=Probe(NO_PKG), mmdet=NO_MMDET),
         "setuptools",
-        "mmengine imports pkg_resources, and setuptools 82.0.0 has it no more",
+        "mmengine 0.10.7 imports pkg_resources, which setuptools 82 removed",
         'pip install "setuptools<82"',
     ),
     "no setuptools": (
-        facts(
+        env(
             {name: LITE[name] for name in LITE if name != "setuptools"},
             setuptools=Probe(NO_PKG),
             mmengine=Probe(NO_PKG),
             mmdet=NO_MMDET,
         ),
         "setuptools",
-        "setuptools, which has it, is not installed",
+        "mmengine 0.10.7 imports pkg_resources",
         'pip install "setuptools<82"',
     ),
     "both mmengines, with mmdet": (
-        facts({**MMDET, "onedl-mmengine": "0.10.12"}, mmcv=COMPILED),
+        env({**MMDET, "onedl-mmengine": "0.10.12"}, mmcv=COMPILED),
         "mmengine",
         "mmengine 0.10.7 and onedl-mmengine 0.10.12 are installed over each other",
         "pip uninstall -y mmengine onedl-mmengine && pip install --no-deps mmengine==0.10.7",
     ),
     "both mmengines, with the fork": (
-        facts({**FORK, "torch": "2.12.1", "mmengine": "0.10.7"}, mmcv=COMPILED),
+        env({**FORK, "torch": "2.12.1", "mmengine": "0.10.7"}, mmcv=COMPILED),
         "mmengine",
         "installed over each other",
         "pip uninstall -y mmengine onedl-mmengine && pip install --no-deps onedl-mmengine==0.10.12",
     ),
     "both mmcvs, with the fork": (
-        facts({**FORK, "torch": "2.12.1", "mmcv": "2.1.0"}, mmcv=COMPILED),
+        env({**FORK, "torch": "2.12.1", "mmcv": "2.1.0"}, mmcv=COMPILED),
         "mmcv",
         "mmcv 2.1.0 and onedl-mmcv 2.3.6 are installed over each other",
         f"pip uninstall -y mmcv onedl-mmcv && {TOOLS} && {COMPILE} onedl-mmcv",
     ),
     "mmcv and mmcv-lite": (
-        facts({**LITE, "mmcv": "2.1.0"}, mmcv=COMPILED, mmdet=NO_MMDET),
+        env({**LITE, "mmcv": "2.1.0"}, mmcv=COMPILED, mmdet=NO_MMDET),
         "mmcv",
         "mmcv 2.1.0 and mmcv-lite 2.1.0 are installed over each other",
         'pip uninstall -y mmcv mmcv-lite && pip install "mmcv-lite>=2.1"',
     ),
     "both mmdets": (
-        facts({**MMDET, "onedl-mmdetection": "3.5.1"}, mmcv=COMPILED),
+        env({**MMDET, "onedl-mmdetection": "3.5.1"}, mmcv=COMPILED),
         "mmdet",
         "mmdet 3.3.0 and onedl-mmdetection 3.5.1 are installed over each other",
         "pip uninstall -y mmdet onedl-mmdetection && pip install --no-deps mmdet==3.3.0",
     ),
     "numpy 2 with torch 2.2": (
-        facts(
+        env(
             {**LITE, "torch": "2.2.2", "torchvision": "0.17.2"},
-            wants="==2.2.2",
-            torch=Probe(details={"numpy_error": "Numpy is not available"}),
+            torch=Probe("RuntimeError: Numpy is not available"),
             mmdet=NO_MMDET,
         ),
         "numpy",
-        "torch 2.2.2 was compiled for NumPy 1, and cannot share arrays with NumPy 2.4.6",
+        "torch 2.2.2 was compiled for NumPy 1 and cannot use NumPy 2.4.6",
         'pip install "numpy<2"',
     ),
     "no mmengine": (
-        facts(
+        env(
             {name: LITE[name] for name in LITE if name != "mmengine"},
             mmengine=Probe("ModuleNotFoundError: No module named 'mmengine'"),
             mmcv=Probe("ModuleNotFoundError: No module named 'mmengine'"),
@@ -201,7 +196,7 @@ BROKEN = {
         "pip install mmengine",
     ),
     "no mmcv": (
-        facts(
+        env(
             {name: LITE[name] for name in LITE if name != "mmcv-lite"},
             mmcv=Probe("ModuleNotFoundError: No module named 'mmcv'"),
             mmdet=NO_MMDET,
@@ -211,7 +206,7 @@ BROKEN = {
         'pip install "mmcv-lite>=2.1"',
     ),
     "no display library": (
-        facts(
+        env(
             LITE,
             mmcv=Probe("ImportError: libGL.so.1: cannot open shared object file: No such file or directory"),
             mmdet=NO_MMDET,
@@ -221,19 +216,23 @@ BROKEN = {
         "pip uninstall -y opencv-python && pip install --force-reinstall opencv-python-headless",
     ),
     "old torch": (
-        facts({**LITE, "torch": "2.0.1"}, wants="==2.0.1", mmdet=NO_MMDET),
+        env(
+            {**LITE, "torch": "2.0.1"},
+            torch=Probe("ImportError: resnet_backbone needs torch 2.1 or newer, and this is 2.0.1"),
+            mmdet=NO_MMDET,
+        ),
         "torch",
         "needs torch 2.1 or newer",
         'pip install --upgrade "torch>=2.1" torchvision',
     ),
     "a GPU that torch was not built for": (
-        facts(LITE, torch=Probe(details={"gpu": "Tesla K80", "gpu_error": "CUDA error: no kernel image"})),
+        env(LITE, torch=Probe("RuntimeError: CUDA error: no kernel image")),
         "torch",
-        "not built for this Tesla K80: CUDA error: no kernel image",
+        "not built for this GPU: RuntimeError: CUDA error: no kernel image",
         "pip install --upgrade torch torchvision",
     ),
     "something unheard of": (
-        facts(LITE, mmengine=Probe("OSError: disk on fire"), mmdet=NO_MMDET),
+        env(LITE, mmengine=Probe("OSError: disk on fire"), mmdet=NO_MMDET),
         "mmengine",
         "OSError: disk on fire",
         "pip install --force-reinstall --no-deps --no-cache-dir mmengine==0.10.7",
@@ -244,7 +243,7 @@ BROKEN = {
 @pytest.mark.parametrize("name", HEALTHY)
 def test_what_works_is_called_working(name):
     assert broken(HEALTHY[name]) == {}
-    assert [finding.component for finding in diagnose(HEALTHY[name])] == list(COMPONENTS)
+    assert [finding.component for finding in diagnose(HEALTHY[name])] == list(PROBES)
     assert "Nothing is broken." in report(HEALTHY[name], diagnose(HEALTHY[name]))
 
 
@@ -253,9 +252,9 @@ def test_what_is_broken_is_named_with_its_command(name):
     found, component, text, command = BROKEN[name]
     finding = broken(found)[component]
     assert text in finding.text
-    assert finding.command == command
+    assert finding.fix == command
     # One cause, one command: what only follows from it has none.
-    assert [other.command for other in broken(found).values() if other.command] == [command]
+    assert [other.fix for other in broken(found).values() if other.fix] == [command]
     printed = report(found, diagnose(found)).splitlines()
     # On a line of its own, whole.
     assert f"   {command}" in printed
@@ -263,8 +262,8 @@ def test_what_is_broken_is_named_with_its_command(name):
 
 
 def test_an_old_python_is_named():
-    found = Facts("3.9.18", LITE, {}, torchvision_wants="")
-    assert "Python 3.10" in broken(found)["python"].text
+    found = broken(env(LITE, python=Probe("AssertionError: resnet_backbone needs Python 3.10 or newer")))
+    assert "Python 3.10" in found["python"].text
 
 
 def test_what_follows_from_another_says_so():
@@ -273,43 +272,9 @@ def test_what_follows_from_another_says_so():
     assert findings["resnet_backbone"].text.startswith("because of mmengine, mmcv: ")
 
 
-@pytest.mark.parametrize(
-    ("details", "has_gpu", "text"),
-    [
-        ({}, False, "on the CPU"),
-        ({"gpu": "NVIDIA H100", "cuda_build": "12.6"}, True, "on NVIDIA H100, CUDA 12.6"),
-        ({"cuda_build": "12.6"}, True, "there is a GPU, which torch cannot use; it is built for CUDA 12.6"),
-        ({"cuda_build": ""}, True, "it is built for CPUs"),
-    ],
-)
-def test_says_what_torch_runs_on(details, has_gpu, text):
-    found = Facts("3.11.7", LITE, {"torch": Probe(details=details)}, has_gpu=has_gpu)
-    assert text in next(finding.text for finding in diagnose(found) if finding.component == "torch")
-
-
-@pytest.mark.parametrize(
-    ("version", "specifiers", "expected"),
-    [
-        ("2.1.0+cu121", "==2.1.0", True),
-        ("2.1", "==2.1.0", True),
-        ("2.1.1", "==2.1.0", False),
-        ("2.15.0", ">=2.14.0", True),
-        ("2.9.1", ">=2.14.0,<3", False),
-        ("3.0", ">=2.14.0,<3", False),
-        ("2.1.0", "", True),
-        ("2.1.0", "!=2.1.0", False),
-    ],
-)
-def test_versions_are_compared_by_their_numbers(version, specifiers, expected):
-    assert satisfies(version, specifiers) is expected
-
-
-def test_a_release_candidate_counts_as_its_release():
-    assert release("2.0.0rc4") == (2,)
-
-
 # An environment made of these alone: python -S leaves out everything that is installed.
 TORCH = """
+__version__ = "2.12.1"
 class version: cuda = hip = None
 class cuda: is_available = staticmethod(lambda: False)
 class ones:
@@ -324,11 +289,8 @@ MMENGINE = {
 }
 RUN = """
 import subprocess, sys
-from pathlib import Path
-Path("resnet-backbone").write_text("import sys; from resnet_backbone.tools.cli import main; sys.exit(main())")
-for program in (["-m", "resnet_backbone"], ["resnet-backbone"]):
-    done = subprocess.run([sys.executable, "-S", *program, "doctor"], stdout=subprocess.PIPE, text=True)
-    print(done.stdout, "status", done.returncode)
+done = subprocess.run([sys.executable, "-S", "-m", "resnet_backbone_doctor"], stdout=subprocess.PIPE, text=True)
+print(done.stdout, "status", done.returncode)
 """
 
 
@@ -343,7 +305,7 @@ def distribution(name, version, *requires):
 
 
 REAL = {
-    "nothing at all": ({}, ["1. torch: it is not installed", "   pip install mmengine"]),
+    "nothing at all": ({}, ["torch: not installed", "   pip install mmengine"]),
     "no pkg_resources": (
         {
             "torch.py": TORCH,
@@ -353,7 +315,7 @@ REAL = {
             **distribution("setuptools", "82.0.0"),
             **distribution("torch", "2.12.1"),
         },
-        ["mmengine imports pkg_resources, and setuptools 82.0.0 has it no more", '   pip install "setuptools<82"'],
+        ["mmengine 0.10.7 imports pkg_resources, which setuptools 82 removed", '   pip install "setuptools<82"'],
     ),
     "an import that crashes": (
         {
@@ -365,9 +327,9 @@ REAL = {
         ["mmcv: ", "the interpreter crashed, SIGABRT"],
     ),
     "an import that exits": (
-        {"torch.py": "import os; os._exit(3)", **distribution("torch", "2.12.1")},
+        {"numpy.py": "", "torch.py": "import os; os._exit(3)", **distribution("torch", "2.12.1")},
         [
-            "the interpreter ended with status 3",
+            "the interpreter exited with status 3",
             "   pip install --force-reinstall --no-deps --no-cache-dir torch==2.12.1",
         ],
     ),
@@ -378,7 +340,7 @@ REAL = {
             **distribution("mmdet", "3.3.0"),
             **distribution("mmcv", "2.2.0"),
         },
-        ["3.3.0 takes mmcv from 2.0.0rc4 to below 2.2.0", f'{COMPILE} "mmcv>=2.0.0rc4,<2.2.0"'],
+        ["3.3.0 needs mmcv>=2.0.0rc4,<2.2.0", f'{COMPILE} "mmcv>=2.0.0rc4,<2.2.0"'],
     ),
     "operators with an undefined symbol": (
         {
@@ -389,7 +351,7 @@ REAL = {
             "mmcv/ops.py": f"raise ImportError({SYMBOL.partition(': ')[2]!r})",
             **distribution("mmcv", "2.1.0"),
         },
-        ["its compiled operators were built for another torch: ImportError: _ext", f"{COMPILE} mmcv==2.1.0"],
+        ["its compiled operators were built for another torch: ImportError: _ext", f"{COMPILE} mmcv"],
     ),
     "torchvision of another torch": (
         {
@@ -398,7 +360,7 @@ REAL = {
             **distribution("torch", "2.2.0+cpu"),
             **distribution("torchvision", "0.16.0", "numpy", "torch (==2.1.0)", "pillow (>=5.3.0)"),
         },
-        ["0.16.0 belongs to torch==2.1.0, and torch is 2.2.0+cpu", "   pip install torch==2.2.0 torchvision"],
+        ["0.16.0 does not belong to torch 2.2.0", f"   {VISION.format('2.2.0')}"],
     ),
     "two families": (
         {**distribution("mmengine", "0.10.7"), **distribution("onedl-mmengine", "0.10.12")},
@@ -411,7 +373,7 @@ REAL = {
             **distribution("numpy", "2.2.6"),
             **distribution("torch", "2.2.2"),
         },
-        ["torch 2.2.2 was compiled for NumPy 1", '   pip install "numpy<2"'],
+        ["torch 2.2.2 was compiled for NumPy 1 and cannot use NumPy 2.2.6", '   pip install "numpy<2"'],
     ),
 }
 
@@ -420,49 +382,30 @@ REAL = {
 def test_runs_in_broken_environments(name, run_python):
     packages, expected = REAL[name]
     printed = run_python(RUN, packages)
-    # By either command, the same.
-    first, second, rest = printed.split("status 1")
-    assert first.strip() == second.strip()
-    assert rest.strip() == ""
+    assert printed.strip().endswith("status 1")
     for words in expected:
-        assert words in first
+        assert words in printed
 
 
 def test_this_environment_works(capsys):
-    assert main(["doctor"]) == 0
+    assert main() == 0
     printed = capsys.readouterr().out
     assert "Nothing is broken." in printed
     assert f"{sys.version_info.major}.{sys.version_info.minor}." in printed
 
 
-@pytest.mark.parametrize(
-    ("argv", "original", "expected"),
-    [
-        (["-m", "doctor"], ["python", "-X", "dev", "-m", "resnet_backbone", "doctor"], True),
-        (["/bin/resnet-backbone", "doctor"], ["python", "/bin/resnet-backbone", "doctor"], True),
-        (["resnet-backbone.exe", "doctor"], ["python.exe", "resnet-backbone.exe", "doctor"], True),
-        (["-m", "doctor"], ["python", "-m", "flutter", "doctor"], False),
-        (["-m", "weights", "doctor"], ["python", "-m", "resnet_backbone", "weights", "doctor"], False),
-        (["train.py", "doctor"], ["python", "train.py", "doctor"], False),
-        ([""], ["python"], False),
-        ([], [], False),
-        (["-m", "doctor"], [], False),
-    ],
-)
-def test_only_the_doctor_leaves_the_package_out(argv, original, expected, monkeypatch):
-    monkeypatch.setattr(sys, "argv", argv)
-    monkeypatch.setattr(sys, "orig_argv", original)
-    assert starts_doctor() is expected
-
-
-def test_help_needs_nothing_but_the_standard_library(run_python):
+def test_needs_nothing_but_the_standard_library(run_python):
     script = """
 import sys
-sys.argv, sys.orig_argv[:] = ["-m", "doctor"], ["python", "-m", "resnet_backbone", "doctor"]
 before = set(sys.modules)
-import resnet_backbone.tools.cli, resnet_backbone.tools.doctor.command
-resnet_backbone.tools.cli._parser()
+import resnet_backbone_doctor
 loaded = {name.partition(".")[0] for name in set(sys.modules) - before}
 print(sorted(loaded - sys.stdlib_module_names))
 """
-    assert run_python(script).splitlines() == ["['resnet_backbone']"]
+    assert run_python(script).splitlines() == ["['resnet_backbone_doctor']"]
+
+
+def test_the_package_names_the_doctor_where_it_cannot_be_imported(run_python):
+    script = "import sys; sys.modules['torch'] = None; import resnet_backbone.tools.cli"
+    with pytest.raises(AssertionError, match="resnet-backbone-doctor"):
+        run_python(script)

@@ -40,7 +40,6 @@ def _parser() -> argparse.ArgumentParser:
     _add_info(commands)
     _add_weights(commands)
     _add_convert(commands)
-    _add_doctor(commands)
     return parser
 
 
@@ -113,17 +112,6 @@ def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("out", metavar="OUT", help="the file to write, .safetensors or .pth")
     _add_target(parser)
     parser.set_defaults(run=_convert)
-
-
-def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("doctor", help="say what works in this environment, and what mends the rest")
-    parser.set_defaults(run=_doctor)
-
-
-def _doctor(_: argparse.Namespace) -> int:
-    from .doctor.command import run_doctor
-
-    return run_doctor()
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:

@@ -122,7 +122,7 @@ def _unknown_backbone(name: str, registry: Registry) -> str:
         f"{did_you_mean(name, registry.module_dict)} This package has {', '.join(cls.__name__ for cls in backbones)}"
     )
     if getattr(sys.modules["mmdet.registry"], "__file__", None) is None:
-        message += "; mmdet, which cannot be used here, has others: resnet-backbone doctor says what it takes"
+        message += "; mmdet, which cannot be used here, has others: resnet-backbone-doctor says what it takes"
     return message
 
 
