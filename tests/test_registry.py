@@ -140,7 +140,7 @@ except ImportError as error:
 def test_import_says_what_is_missing(missing, run_python):
     printed = run_python(BLOCKER.format(name=missing))
     assert f"No module named '{missing}" in printed
-    for command in ("pip install 'resnet_backbone[lite]'", "pip install mmengine mmcv mmdet", "onedl-mmdetection"):
+    for command in ("pip install mmengine 'mmcv-lite>=2.1'", "pip install mmengine mmcv mmdet", "onedl-mmdetection"):
         assert command in printed
 
 
