@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks import gpu
 from benchmarks.bench.__main__ import main
 from benchmarks.bench.measure import bytes_kept, measure
 from benchmarks.bench.report import Report
@@ -15,9 +16,9 @@ from benchmarks.bench.settings import Settings
 from resnet_backbone.errors import ArgumentError
 
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
-TINY = Settings(depth=18, height=32, width=32, repeats=1)
-TINY_TRAIN = Settings(train=True, depth=18, height=32, width=32, repeats=2)
-ARGUMENTS = ["--depth", "18", "--size", "32", "32", "--repeats", "1", "--threads", "1"]
+TINY = Settings(model="resnet18", height=32, width=32, repeats=1)
+TINY_TRAIN = Settings(train=True, model="resnet18", height=32, width=32, repeats=2)
+ARGUMENTS = ["--model", "resnet18", "--size", "32", "32", "--repeats", "1", "--threads", "1"]
 
 
 @pytest.fixture(autouse=True)
@@ -41,9 +42,9 @@ def test_training_rows_are_compared_timed_and_weighed(tmp_path, capsys):
     assert results["torchvision"]["kept_bytes"] == results["exact"]["kept_bytes"]
     # At 32 pixels the small tensors weigh more than in earnest.
     assert results["folded"]["kept_bytes"] < 0.6 * results["exact"]["kept_bytes"]
-    assert table["flops"] == count_flops(Settings(train=True, depth=18, height=32, width=32, batch=2))
+    assert table["flops"] == count_flops(Settings(train=True, model="resnet18", height=32, width=32, batch=2))
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert "ResNet-18, training step, frozen_stages=1, 2x3x32x32, fp32, cpu" in capsys.readouterr().out
+    assert "resnet18, training step, frozen_stages=1, 2x3x32x32, fp32, cpu" in capsys.readouterr().out
 
 
 def test_inference_rows(tmp_path):
@@ -98,7 +99,7 @@ def test_what_cannot_be_timed_says_why(capsys):
     rows = {"exact": rows_for(TINY)["exact"], "wrong": wrong, "missing": missing, "broken": broken}
     results = measure(TINY, rows)
     assert [bool(result.milliseconds) for result in results] == [True, False, False, False]
-    report = Report(TINY, results, 1, 1.0, 1.0)
+    report = Report(TINY, results, 1, 1.0)
     assert report.notes() == [
         "wrong: computes something else: not timed",
         "missing: not installed",
@@ -141,8 +142,10 @@ def test_flops_are_those_of_the_convolutions():
 
 
 def test_frozen_stages_cost_no_backward_pass():
-    flops = [count_flops(Settings(train=True, depth=18, height=32, width=32, frozen_stages=n)) for n in (-1, 1, 4)]
-    forward = count_flops(Settings(depth=18, height=32, width=32, batch=1))
+    flops = [
+        count_flops(Settings(train=True, model="resnet18", height=32, width=32, frozen_stages=n)) for n in (-1, 1, 4)
+    ]
+    forward = count_flops(Settings(model="resnet18", height=32, width=32, batch=1))
     assert flops[2] == forward
     assert flops[1] < flops[0] < 3 * forward
 
@@ -171,3 +174,16 @@ def test_list_names_the_rows(capsys):
 def test_cuda_where_there_is_none():
     with pytest.raises(ArgumentError, match="needs a GPU"):
         Settings(device="cuda").check()
+
+
+def test_dry_run_of_the_gpu_tables(tmp_path, monkeypatch):
+    planned = list(gpu.tables())
+    for settings, names in planned:
+        assert set(names) <= set(rows_for(settings))
+    monkeypatch.setattr(gpu, "tables", lambda: planned[:2])
+    file = tmp_path / "gpu.json"
+    assert gpu.main(["--dry-run", "--json", str(file)]) == 0
+    training, inference = json.loads(file.read_text())["tables"]
+    assert (training["settings"]["train"], inference["settings"]["train"]) == (True, False)
+    assert [result["name"] for result in training["results"] if result["milliseconds"]] == list(planned[0][1])
+    assert [result["name"] for result in inference["results"] if result["milliseconds"]] == list(planned[1][1])

@@ -16,7 +16,7 @@ from resnet_backbone.errors import ArgumentError, did_you_mean
 from .measure import measure
 from .plot import plot_reports, plot_scaling
 from .report import Report, write_json
-from .roofline import count_flops, measure_bandwidth, measure_gemm_peak
+from .roofline import count_flops, measure_gemm_peak
 from .rows import BASELINE, Builder, rows_for
 from .settings import Settings
 
@@ -51,7 +51,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     task.add_argument("--train", action="store_true", help="forward and backward pass of a step")
     task.add_argument("--infer", action="store_true", help="forward pass alone (default)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (%(default)s)")
-    parser.add_argument("--depth", type=int, default=50, metavar="N", help="depth of the ResNet (%(default)s)")
+    parser.add_argument("--model", default="resnet50", metavar="NAME", help="or resnext101_64x4d, ... (%(default)s)")
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="pixels (train 320 480, infer 480 640)")
     parser.add_argument("--batch", type=int, metavar="N", help="images a step (train 2, infer 1)")
     parser.add_argument("--dtype", nargs="+", default=["fp32"], metavar="T", help="fp32, bf16; on cuda tf32, fp16 too")
@@ -69,7 +69,7 @@ def _run(arguments: argparse.Namespace) -> int:
     batch, height, width = TRAIN_SIZE if arguments.train else INFER_SIZE
     height, width = arguments.size or (height, width)
     base = Settings(
-        arguments.train, arguments.depth, arguments.batch or batch, height, width, arguments.dtype[0],
+        arguments.train, arguments.model, arguments.batch or batch, height, width, arguments.dtype[0],
         arguments.device, arguments.repeats, arguments.frozen_stages,
     )  # fmt: skip
     series = [replace(base, dtype=dtype) for dtype in arguments.dtype]
@@ -121,9 +121,10 @@ def _measure_all(
             def tell(text: str, task: object = task) -> None:
                 progress.update(task, advance=1, description=text)  # type: ignore[arg-type]
 
-            peaks = measure_gemm_peak(settings), measure_bandwidth(settings)
             results = measure(settings, builders, memory=memory, progress=tell)
-            reports.append(Report(settings, results, count_flops(settings), *peaks))
+            reports.append(
+                Report(settings, results, count_flops(settings), measure_gemm_peak(settings.dtype, settings.device))
+            )
             progress.remove_task(task)
             console.print(reports[-1].table(), *reports[-1].notes(), sep="\n")
     return reports

@@ -34,14 +34,12 @@ class Report:
         results: The rows.
         flops: Floating-point operations of one step.
         gemm_peak: FLOP/s of a large matrix product on the same machine.
-        bandwidth: Bytes/s of a large copy.
     """
 
     settings: Settings
     results: list[Result]
     flops: int
     gemm_peak: float
-    bandwidth: float
 
     @property
     def ideal_milliseconds(self) -> float:
@@ -68,7 +66,7 @@ class Report:
         settings = self.settings
         task = f"training step, frozen_stages={settings.frozen_stages}" if settings.train else "inference"
         size = f"{settings.batch}x3x{settings.height}x{settings.width}"
-        return f"ResNet-{settings.depth}, {task}, {size}, {settings.dtype}, {settings.device}"
+        return f"{settings.model}, {task}, {size}, {settings.dtype}, {settings.device}"
 
     def table(self) -> Table:
         """A table for the terminal."""
@@ -79,6 +77,11 @@ class Report:
             if result.median is not None:
                 table.add_row(result.name, *self._cells(result))
         return table
+
+    def lines(self) -> list[str]:
+        """The table as plain lines: row, milliseconds, times as fast, megabytes, share of the memory, error."""
+        timed = [result for result in self.results if result.median is not None]
+        return [" | ".join([f"{result.name:34}", *self._cells(result)]) for result in timed] + self.notes()
 
     def notes(self) -> list[str]:
         """Why each row without a time has none."""
@@ -102,7 +105,7 @@ class Report:
             f"{machine()['processor']} ({', '.join(_instructions()) or torch.backends.cpu.get_cpu_capability()}), "
             f"{torch.get_num_threads()} threads, torch {torch.__version__}; "
             f"{self.flops / 1e9:.1f} GFLOP a step, GEMM peak {self.gemm_peak / 1e9:.0f} GFLOP/s "
-            f"({self.ideal_milliseconds:.1f} ms), memory {self.bandwidth / 1e9:.1f} GB/s; "
+            f"({self.ideal_milliseconds:.1f} ms); "
             f"medians of {self.settings.repeats} interleaved runs. faster, memory: against 'exact'; error: of the "
             f"levels, against 'exact' in fp32"
         )

@@ -4,41 +4,36 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from .rows import reference
-from .settings import DTYPES, Settings
+from .settings import DTYPES, Settings, precision
 
-__all__ = ["count_flops", "measure_bandwidth", "measure_gemm_peak"]
+__all__ = ["count_flops", "measure_gemm_peak"]
 
 
-def measure_gemm_peak(settings: Settings) -> float:
-    """Return the rate of a large matrix product in the benchmark's precision, in FLOP/s: the best of several.
+@cache
+def measure_gemm_peak(dtype_name: str, device: str) -> float:
+    """Return the rate of a large matrix product in FLOP/s: the best of several.
 
     A product of two matrices, and the one that a 3x3 convolution of many channels is: two libraries may compute them,
     and on some processors the first's is the slower one.
     """
-    dtype, device = DTYPES[settings.dtype], settings.device
+    dtype = DTYPES[dtype_name]
     size = 8192 if device == "cuda" else 1024
     one = torch.randn(size, size, device=device, dtype=dtype)
-    seconds = _best_seconds(lambda: torch.mm(one, one), device)
 
     channels, side = size // 4, 32
     x = torch.randn(8, channels, side, side, device=device, dtype=dtype).to(memory_format=torch.channels_last)
     weight = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
-    with torch.inference_mode():
+    with torch.inference_mode(), precision(dtype_name):
+        seconds = _best_seconds(lambda: torch.mm(one, one), device)
         seconds_of_conv = _best_seconds(lambda: torch.conv2d(x, weight, padding=1), device)
     flops_of_conv = 2 * 8 * side**2 * channels**2 * 9
     return max(2 * size**3 / seconds, flops_of_conv / seconds_of_conv)
-
-
-def measure_bandwidth(settings: Settings) -> float:
-    """Return the rate at which memory is copied, bytes read and written both counted, in bytes/s."""
-    source = torch.zeros(2**26, device=settings.device)
-    target = torch.empty_like(source)
-    return 2 * source.numel() * source.element_size() / _best_seconds(lambda: target.copy_(source), settings.device)
 
 
 def _best_seconds(work: Callable[[], object], device: str, repeats: int = 8, patience: float = 2.0) -> float:

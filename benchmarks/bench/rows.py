@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+import resnet_backbone
 from resnet_backbone.deploy import with_constant_weights
 from resnet_backbone.int8 import quantize_int8
 from resnet_backbone.resnet import ResNet
 
-from .settings import DTYPES, Settings
+from .settings import DTYPES, MODEL_NAME, Settings
 
 BASELINE = "exact"
 
@@ -40,12 +41,14 @@ class Row:
         forward: Computes the levels from a batch of images.
         model: The module behind ``forward``, where there is one.
         tolerance: How far its levels may be from the exact path's, where the dtype does not say it.
+        compiled: Whether ``torch.compile`` made ``forward``.
     """
 
     name: str
     forward: Callable[[Tensor], Levels]
     model: nn.Module | None = None
     tolerance: float | None = None
+    compiled: bool = False
 
 
 Builder = Callable[[Settings], Row]
@@ -87,8 +90,16 @@ def rows_for(settings: Settings) -> dict[str, Builder]:
 def reference(settings: Settings, **arguments: Any) -> ResNet:
     """Our backbone with the weights that every row has: random, and statistics that are not those of a fresh norm."""
     torch.manual_seed(0)
-    frozen_stages = settings.frozen_stages if settings.train else -1
-    backbone = ResNet(settings.depth, frozen_stages=frozen_stages, zero_init_residual=False, **arguments)
+    arguments |= dict(
+        frozen_stages=settings.frozen_stages if settings.train else -1,
+        zero_init_residual=False,
+        **_architecture(settings),
+    )
+    network = "ResNeXt" if "groups" in arguments else "ResNet"
+    if not hasattr(resnet_backbone, network):
+        raise UnavailableError(f"this version has no {network}")
+    with torch.device(settings.device):
+        backbone: ResNet = getattr(resnet_backbone, network)(**arguments)
     backbone.init_weights()
     generator = torch.Generator().manual_seed(1)
     for module in backbone.modules():
@@ -96,6 +107,15 @@ def reference(settings: Settings, **arguments: Any) -> ResNet:
             module.running_mean.copy_(torch.randn(module.num_features, generator=generator) * 0.1)
             module.running_var.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
     return backbone.train(settings.train).to(settings.device)
+
+
+def _architecture(settings: Settings) -> dict[str, int]:
+    """The arguments that the name of the model stands for, in mmdet's words."""
+    found = MODEL_NAME.fullmatch(settings.model)
+    assert found is not None
+    if found["depth"]:
+        return dict(depth=int(found["depth"]))
+    return dict(depth=int(found["depth_x"]), groups=int(found["groups"]), base_width=int(found["width"]))
 
 
 def _ours(*, deployed: bool = False, compiled: bool = False, **arguments: Any) -> Builder:
@@ -110,7 +130,7 @@ def _ours(*, deployed: bool = False, compiled: bool = False, **arguments: Any) -
         dtype = DTYPES[settings.dtype]
         backbone.to(dtype)
         forward = _compile(backbone, settings) if compiled else backbone
-        return Row("", lambda x: forward(x.to(dtype)), backbone)
+        return Row("", lambda x: forward(x.to(dtype)), backbone, compiled=compiled)
 
     return build
 
@@ -133,7 +153,7 @@ def _row(name: str, model: nn.Module, settings: Settings, compiled: bool = False
             levels: Levels = forward(x)
         return levels
 
-    return Row(name, run, model)
+    return Row(name, run, model, compiled=compiled)
 
 
 def _compile(model: nn.Module, settings: Settings) -> Callable[[Tensor], Levels]:
@@ -150,7 +170,9 @@ def _mmdet(settings: Settings) -> Row:
             f"cannot be imported ({type(error).__name__}: {error}); 'exact' has its operations and its bits"
         ) from error
     ours = reference(settings)
-    model = resnet.ResNet(ours.depth, frozen_stages=ours.frozen_stages)
+    arguments = _architecture(settings)
+    network = resnet.ResNet if "groups" not in arguments else import_module("mmdet.models.backbones.resnext").ResNeXt
+    model = network(**arguments, frozen_stages=ours.frozen_stages)
     model.load_state_dict(ours.state_dict())
     model.train(settings.train)
     return _row("mmdet", model.to(settings.device), settings)
@@ -167,7 +189,7 @@ def _torchvision_body(settings: Settings) -> _AsList:
     except ImportError as error:
         raise UnavailableError(f"torchvision cannot be imported ({error})") from error
     names = {f"layer{index}": str(index) for index in range(1, 5)}
-    body = create_feature_extractor(get_model(f"resnet{settings.depth}", weights=None), names)
+    body = create_feature_extractor(get_model(settings.model, weights=None), names)
     return _AsList(_with_our_weights(body, settings))
 
 
@@ -176,7 +198,7 @@ def _timm(settings: Settings) -> Row:
         import timm
     except ImportError as error:
         raise UnavailableError("timm is not installed") from error
-    body = timm.create_model(f"resnet{settings.depth}", features_only=True, out_indices=(1, 2, 3, 4))
+    body = timm.create_model(settings.model, features_only=True, out_indices=(1, 2, 3, 4))
     return _row("timm", _with_our_weights(body, settings), settings)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,8 +12,11 @@ from torch import Tensor
 
 from resnet_backbone.errors import ArgumentError, check_channels
 
-__all__ = ["DTYPES", "Settings"]
+__all__ = ["DTYPES", "MODEL_NAME", "Settings", "precision"]
 
+MODEL_NAME = re.compile(
+    r"resnet(?P<depth>18|34|50|101|152)|resnext(?P<depth_x>50|101|152)_(?P<groups>\d+)x(?P<width>\d+)d"
+)
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -21,7 +26,7 @@ class Settings:
 
     Attributes:
         train: Whether a step is a forward and a backward pass, rather than inference.
-        depth: Depth of the ResNet.
+        model: ``'resnet50'``, ``'resnext101_64x4d'``: torchvision's and timm's names.
         batch: Number of images.
         height: Height of the images, in pixels.
         width: Width of the images, in pixels.
@@ -32,7 +37,7 @@ class Settings:
     """
 
     train: bool = False
-    depth: int = 50
+    model: str = "resnet50"
     batch: int = 1
     height: int = 480
     width: int = 640
@@ -47,6 +52,8 @@ class Settings:
         Raises:
             ArgumentError: A size or a count is below its minimum, the dtype is unknown, or there is no such device.
         """
+        if MODEL_NAME.fullmatch(self.model) is None:
+            raise ArgumentError(f"--model must be a name like resnet50 or resnext101_64x4d, got {self.model!r}")
         for name in ("batch", "height", "width", "repeats"):
             check_channels(f"--{name}", getattr(self, name), minimum=32 if name in ("height", "width") else 1)
         if self.dtype not in DTYPES:
@@ -73,3 +80,18 @@ class Settings:
     def autocast(self) -> AbstractContextManager[object]:
         """The context in which a row that casts nothing itself computes."""
         return torch.autocast(self.device, DTYPES[self.dtype]) if self.is_half else nullcontext()
+
+
+@contextmanager
+def precision(dtype: str) -> Iterator[None]:
+    """Allow TF32 for the dtype of that name alone.
+
+    Args:
+        dtype: A key of ``DTYPES``.
+    """
+    before = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
