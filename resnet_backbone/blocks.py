@@ -19,6 +19,7 @@ from .layers.conv_norm import conv_norm, conv_norm_sequence
 from .layers.deform import rename_old_offsets
 from .layers.dimensions import check_dims, spatial_dims_of
 from .layers.plugins import check_output, try_out
+from .layers.tracing import is_recording
 
 __all__ = ["BasicBlock", "Bottleneck", "ResidualBlock"]
 
@@ -191,7 +192,7 @@ class ResidualBlock(BaseModule):
         Returns:
             Features of shape ``(N, planes * expansion, H / stride, W / stride)``.
         """
-        if self.with_cp and is_grad_enabled() and self._may_checkpoint(x):
+        if self.with_cp and is_grad_enabled() and not is_recording(x) and self._may_checkpoint(x):
             # The view adds up the gradients of the block's two branches before any other consumer's of x: the order
             # of a reentrant checkpoint, and so mmdet's bits.
             out = checkpoint(self._residual_and_shortcut, x.view_as(x), use_reentrant=False)
@@ -207,12 +208,22 @@ class ResidualBlock(BaseModule):
         """
         return x.requires_grad or not any(isinstance(m, _BatchNorm) and m.training for m in self.modules())
 
+    def _conv_norm(self, conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+        """Compute ``norm(conv(x))``, as one convolution where ``fold_norm`` wants it and it is possible."""
+        return conv_norm(conv, norm, x, self.fold_norm, checkpointed=self.with_cp)
+
+    def _shortcut(self, x: Tensor) -> Tensor:
+        """Compute what the residual branch is added to."""
+        if self.downsample is None:
+            return x
+        return conv_norm_sequence(self.downsample, x, self.fold_norm, checkpointed=self.with_cp)
+
     def _add_shortcut(self, out: Tensor, x: Tensor) -> Tensor:
         """Add the shortcut to the residual branch, in place where ``out`` is a norm layer's, which nobody needs again.
 
         A plugin's output may be what its own backward pass needs, as a ReLU's is.
         """
-        shortcut = x if self.downsample is None else conv_norm_sequence(self.downsample, x, self.fold_norm)
+        shortcut = self._shortcut(x)
         if self.with_plugins and getattr(self, f"{self.plugin_positions[-1]}_plugin_names"):
             return out + shortcut
         out += shortcut
@@ -298,11 +309,11 @@ class BasicBlock(ResidualBlock):
         return [("conv1", self.norm1_name), ("conv2", self.norm2_name)]
 
     def _residual_and_shortcut(self, x: Tensor) -> Tensor:
-        out: Tensor = self.relu(conv_norm(self.conv1, self.norm1, x, self.fold_norm))
+        out: Tensor = self.relu(self._conv_norm(self.conv1, self.norm1, x))
         if self.with_plugins:
             out = self.forward_plugin(out, self.after_conv1_plugin_names)
 
-        out = conv_norm(self.conv2, self.norm2, out, self.fold_norm)
+        out = self._conv_norm(self.conv2, self.norm2, out)
         if self.with_plugins:
             out = self.forward_plugin(out, self.after_conv2_plugin_names)
 
@@ -426,15 +437,15 @@ class Bottleneck(ResidualBlock):
         return cast(nn.Module, getattr(self, self.norm3_name))
 
     def _residual_and_shortcut(self, x: Tensor) -> Tensor:
-        out: Tensor = self.relu(conv_norm(self.conv1, self.norm1, x, self.fold_norm))
+        out: Tensor = self.relu(self._conv_norm(self.conv1, self.norm1, x))
         if self.with_plugins:
             out = self.forward_plugin(out, self.after_conv1_plugin_names)
 
-        out = self.relu(conv_norm(self.conv2, self.norm2, out, self.fold_norm))
+        out = self.relu(self._conv_norm(self.conv2, self.norm2, out))
         if self.with_plugins:
             out = self.forward_plugin(out, self.after_conv2_plugin_names)
 
-        out = conv_norm(self.conv3, self.norm3, out, self.fold_norm)
+        out = self._conv_norm(self.conv3, self.norm3, out)
         if self.with_plugins:
             out = self.forward_plugin(out, self.after_conv3_plugin_names)
 

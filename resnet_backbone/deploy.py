@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .blocks import ResidualBlock
-from .layers.conv_norm import fold, is_foldable, norm_as_affine
+from .layers.conv_norm import fold_weights, is_foldable, norm_as_affine
 from .layers.deform import ModulatedDeformConv2dPack
 
 __all__ = ["computes_as_ours", "fold_for_good", "with_constant_weights"]
@@ -94,7 +94,7 @@ def _fold_pair(owner: nn.Module, name_of_conv: str, name_of_norm: str) -> None:
         return
     with torch.no_grad():
         if is_foldable(conv, norm) or _is_modulated_deform_conv(conv):
-            weight, bias = fold(conv, norm)
+            weight, bias = fold_weights(conv, norm)
             conv.weight, conv.bias = nn.Parameter(weight), nn.Parameter(bias)
             setattr(owner, name_of_norm, nn.Identity())
         else:

@@ -15,7 +15,6 @@ from torch.nn.modules.utils import _single
 
 from .blocks import BasicBlock
 from .errors import ArgumentError, ArgumentTypeError, check_channels, is_int
-from .layers.conv_norm import conv_norm_sequence
 from .layers.dimensions import spatial_dims_of
 from .res_layer import ResLayer
 from .resnet import ResNet
@@ -38,8 +37,7 @@ class CroppingBlock(BasicBlock):
         return 1
 
     def _add_shortcut(self, out: Tensor, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else conv_norm_sequence(self.downsample, x, self.fold_norm)
-        return out + shortcut[..., : out.shape[-1]]
+        return out + self._shortcut(x)[..., : out.shape[-1]]
 
 
 class MultiScaleStage(nn.Module):

@@ -35,8 +35,8 @@ from .blocks import BasicBlock, Bottleneck, ResidualBlock
 from .deploy import fold_for_good, with_constant_weights
 from .errors import ArgumentError, ArgumentTypeError, DeployedError, UnknownNameError, check_channels, did_you_mean
 from .layers.build import build_conv_layer, build_norm_layer
-from .layers.conv_norm import conv_norm, conv_norm_sequence, forget_folded
-from .layers.ddp import account_for
+from .layers.conv_norm import conv_norm, conv_norm_sequence
+from .layers.ddp import mark_unused_for_ddp
 from .layers.dimensions import check_dims, layout, max_pool, memory_format, spatial_dims_of
 from .res_layer import ResLayer
 
@@ -444,7 +444,7 @@ class ResNet(BaseModule):
             x = getattr(self, self.res_layers[index])(x)
             if index in self.out_indices:
                 outs.append(x)
-        outs[-1] = cast(Tensor, account_for((getattr(self, name) for name in self.res_layers[last + 1 :]), x))
+        outs[-1] = cast(Tensor, mark_unused_for_ddp((getattr(self, name) for name in self.res_layers[last + 1 :]), x))
         return tuple(outs)
 
     def _forward_stem(self, x: Tensor) -> Tensor:
@@ -484,7 +484,6 @@ class ResNet(BaseModule):
         if mode and self.deployed:
             raise DeployedError("a deployed backbone cannot train: build it anew and load its training checkpoint")
         super().train(mode)
-        forget_folded(self)
         self._freeze_stages()
         if mode and self.norm_eval:
             for module in self.modules():
@@ -549,8 +548,6 @@ class ResNet(BaseModule):
                 raise DeployedError(
                     "a deployed backbone cannot load a checkpoint with batch norms: load it before switch_to_deploy"
                 )
-        # FSDP gathers what it loads into the same memory as before, without counting up the versions of the weights.
-        forget_folded(self)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def init_weights(self, pretrained: str | None = None) -> None:

@@ -40,10 +40,8 @@ class Cell(NamedTuple):
 
     @property
     def folds(self) -> str:
-        """When ``fold_norm=True`` scales the weights of this part."""
-        if self.statistics:
-            return "cannot fold"
-        return "folds each step" if self.convs or self.norms else "folds once"
+        """What ``fold_norm=True`` does with the norms of this part."""
+        return "cannot fold" if self.statistics else "folds"
 
 
 def look_at(backbone: ResNet, names: tuple[str, ...]) -> Cell:

@@ -1,4 +1,4 @@
-"""Parameters that a forward pass does not reach, and what waits for their gradients."""
+"""Parameters that a forward pass does not use, and DistributedDataParallel, which waits for their gradients."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.fx import Proxy
 
-__all__ = ["account_for"]
+from .tracing import is_recording
+
+__all__ = ["mark_unused_for_ddp"]
 
 Output = Tensor | tuple[Tensor, ...]
 
 
-def account_for(unused: Iterable[nn.Module], out: Output) -> Output:
-    """Tell DistributedDataParallel, within the backward pass, that no gradient of some modules is to come.
+def mark_unused_for_ddp(unused: Iterable[nn.Module], out: Output) -> Output:
+    """Tell DistributedDataParallel, within the backward pass, that some modules' parameters get no gradient.
 
     Without ``find_unused_parameters`` it waits for every parameter's, and refuses the second step if one is missing.
     A parameter that does get a gradient elsewhere keeps it.
@@ -26,21 +27,23 @@ def account_for(unused: Iterable[nn.Module], out: Output) -> Output:
         out: What the loss is computed from: a tensor, or one for each branch.
 
     Returns:
-        ``out``, with the same values and gradients. Where no process group exists, and in a symbolic trace, it is what
-        was passed in.
+        ``out``, with the same values and gradients. Where no process group exists, and where the computation is
+        traced, exported or transformed, it is what was passed in.
     """
-    if isinstance(out, Proxy) or not torch.is_grad_enabled() or not dist.is_available() or not dist.is_initialized():
+    if not torch.is_grad_enabled() or not dist.is_available() or not dist.is_initialized():
+        return out
+    first = out[0] if isinstance(out, tuple) else out
+    if is_recording(first):
         return out
     parameters = [parameter for module in unused for parameter in module.parameters() if parameter.requires_grad]
     if not parameters:
         return out
-    if isinstance(out, tuple):
-        return (cast(Tensor, _NoGradient.apply(out[0], *parameters)), *out[1:])
-    return cast(Tensor, _NoGradient.apply(out, *parameters))
+    first = cast(Tensor, _NoGradient.apply(first, *parameters))
+    return (first, *out[1:]) if isinstance(out, tuple) else first
 
 
 class _NoGradient(torch.autograd.Function):
-    """The identity, as a node of the graph that all of the parameters hang from and none gets a gradient from."""
+    """The identity, as a node of the graph that depends on all of the parameters and gives none of them a gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:

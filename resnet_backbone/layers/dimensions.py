@@ -16,7 +16,7 @@ from torch.nn.modules.utils import _single
 
 from ..errors import ArgumentError
 from .build import conv_type, norm_type
-from .conv_norm import is_graph_wanted
+from .tracing import is_tracing
 
 __all__ = ["adaptive_avg_pool", "avg_pool", "check_dims", "layout", "max_pool", "memory_format", "spatial_dims_of"]
 
@@ -109,7 +109,7 @@ class MaxPool1d(nn.MaxPool1d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool features of shape ``(N, C, L)``."""
-        if not is_graph_wanted():
+        if not is_tracing():
             return cast(Tensor, super().forward(x))
         (size,), (stride,), (padding,) = _single(self.kernel_size), _single(self.stride), _single(self.padding)
         return F.max_pool2d(x.unsqueeze(-2), (1, size), (1, stride), (0, padding)).squeeze(-2)
