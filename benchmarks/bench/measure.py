@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from resnet_backbone.tools.saved_tensors import KeptTensors
+from resnet_backbone.tools.saved_tensors import SavedTensorBytes
 
 from .rows import BASELINE, Builder, Row, UnavailableError
 from .settings import Settings, precision
@@ -171,7 +171,7 @@ def bytes_kept(model: nn.Module, forward: Callable[[], object]) -> int:
         model: Whose parameters and buffers do not count.
         forward: Computes something that requires grad.
     """
-    with KeptTensors(model) as kept:
+    with SavedTensorBytes(model) as kept:
         out = forward()
     size = kept.bytes()
     del out

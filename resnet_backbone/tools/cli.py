@@ -51,7 +51,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from .demo import run_demo
+    from .features import run_demo
 
     return run_demo(arguments.image, arguments.out)
 
@@ -87,7 +87,7 @@ def _add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    from .info.command import show_info
+    from .info import show_info
 
     options = list(arguments.cfg_options)
     if arguments.frozen_stages is not None:

@@ -1,35 +1,67 @@
-"""``resnet-backbone features``: a photograph through a backbone, as a table and as a picture."""
+"""Draw the feature pyramid of a photograph: ``resnet-backbone features`` and ``resnet-backbone demo``."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
-from ..weights import LoadReport, Preprocessing, load_pretrained
+from ..weights import Preprocessing, load_pretrained
+from ..weights.errors import DownloadError
 from ..weights.preprocessing import IMAGENET_RGB
-from .figures import Level, check_picture_path, draw_feature_pyramid
+from .info import aligned
 from .weights import backbone_for
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from PIL.Image import Image
 
-__all__ = ["check_output", "extract", "load_photograph", "run_features", "show_pyramid"]
+__all__ = ["Level", "draw_feature_pyramid", "extract", "load_photograph", "run_demo", "run_features"]
 
 SEED = 0
+DEMO_WEIGHTS = "torchvision://resnet18"
 LONGEST_SIDE = 1024
 """Pixels; larger photographs are scaled down, so that any photograph takes a second, not a minute."""
-RANDOM = """\
-The weights are random: the picture shows the
-sizes and strides of the levels, and not what
-training makes a network look for."""
+NOTES = """\
+Energy: the root mean square over the channels of each position, over the photograph. Right: the channels with the
+highest energy and their numbers, one square per position, each scaled to its own range."""
 
 
-def run_features(image: str, config: str | None, depth: int | None, weights: str | None, out: str) -> int:
+class Level(NamedTuple):
+    """One level of a feature pyramid: the stage's name, its stride in pixels, and features ``(C, H, W)``."""
+
+    name: str
+    stride: int
+    features: Any
+
+
+def run_demo(image: str | None, out: str) -> int:
+    """Run a photograph through a pretrained ResNet-18; without a network, through one with random weights.
+
+    Args:
+        image: The photograph; ``None`` means the portrait of Grace Hopper that matplotlib ships.
+        out: The picture to write.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        ArgumentError: As ``run_features``.
+        ImportError: As ``run_features``.
+    """
+    try:
+        return run_features(image, None, 18, DEMO_WEIGHTS, out)
+    except DownloadError as error:
+        print(f"{error}: continuing with random weights.")
+        return run_features(image, None, 18, None, out)
+
+
+def run_features(image: str | None, config: str | None, depth: int | None, weights: str | None, out: str) -> int:
     """Run a photograph through a backbone, print a table of its features and draw them.
 
     Args:
@@ -43,71 +75,49 @@ def run_features(image: str, config: str | None, depth: int | None, weights: str
         The exit status, 0.
 
     Raises:
-        ArgumentError: The image cannot be read, the backbone is not for images, the weights do not fit, or ``out`` is
-            of no type that matplotlib writes or in no folder.
+        ArgumentError: The image cannot be read, the backbone is not for images, or ``out`` is not of a type that
+            matplotlib writes, or its folder does not exist.
         ImportError: A library that only pictures need is missing.
-        OSError: ``out`` cannot be written.
     """
-    check_output("features", out)
+    _check_output(out)
     photo = load_photograph(image)
     torch.manual_seed(SEED)
-    if weights is None:
-        backbone = backbone_for("", config, 50 if depth is None else depth, None)
-    else:
-        backbone = backbone_for(weights, config, depth, None)
+    backbone: Any = backbone_for(weights or "", config, depth or (None if weights else 50), None)
     _check_backbone(backbone)
-    report = None
+    preprocessing = IMAGENET_RGB
     if weights is None:
-        cast(Any, backbone).init_weights()
-        print(f"No --weights: random weights, seed {SEED}. --weights torchvision://resnet50 loads trained ones.")
+        backbone.init_weights()
+        about = f"random weights, seed {SEED}"
     else:
         report = load_pretrained(backbone, weights)
         print(report.summary())
-    show_pyramid(backbone, photo, out, *_facts(weights, report), random=report is None)
+        if report.preprocessing is None:
+            print("The weights do not say how to normalise images: normalised as torchvision does, RGB.")
+        preprocessing = report.preprocessing or IMAGENET_RGB
+        about = f"weights {weights}, {'RGB' if preprocessing.bgr_to_rgb else 'BGR'} images"
+    features = extract(backbone.eval(), photo, preprocessing)
+    levels = [Level(i.module, i.reduction, level[0].numpy()) for i, level in zip(backbone.feature_info, features)]
+    rows = [(v.name, str((1, *v.features.shape)), str(v.stride), f"{v.features.mean():.4f}") for v in levels]
+    print(*aligned([("level", "shape (N, C, H, W)", "stride", "mean"), *rows]), sep="\n")
+    size = f"{photo.shape[1]} \N{MULTIPLICATION SIGN} {photo.shape[0]} pixels"
+    title = f"Feature pyramid of {type(backbone).__name__}-{backbone.depth}"
+    draw_feature_pyramid(photo.numpy(), levels, title, f"{size}, {about}").savefig(out)
+    print(f"Picture: {out}")
     return 0
 
 
-def show_pyramid(
-    backbone: nn.Module, photo: Tensor, out: str, facts: list[str], preprocessing: Preprocessing, random: bool
-) -> None:
-    """Compute the features of a photograph, print a table of them and draw them.
-
-    Args:
-        backbone: The backbone.
-        photo: ``uint8`` RGB of shape ``(H, W, 3)``.
-        out: The picture to write.
-        facts: What there is to say of the weights, in short lines.
-        preprocessing: The images that the weights want.
-        random: Whether the weights are random.
-    """
-    features = extract(backbone.eval(), photo, preprocessing)
-    infos = cast(Any, backbone).feature_info
-    levels = [Level(info.module, info.reduction, level[0].numpy()) for info, level in zip(infos, features)]
-    print_table(levels)
-    name = f"{type(backbone).__name__}-{cast(Any, backbone).depth}"
-    title = f"The feature pyramid of {name}" + (", with random weights" if random else "")
-    size = f"{photo.shape[1]} \N{MULTIPLICATION SIGN} {photo.shape[0]} pixels"
-    figure = draw_feature_pyramid(photo.numpy(), levels, title, [size, *facts], remark=RANDOM if random else "")
-    figure.savefig(out)
-    print(f"Picture: {out}")
-
-
-def check_output(command: str, out: str) -> None:
-    """Refuse, before any work is done, what could not be drawn at its end.
-
-    Args:
-        command: The subcommand, for the message.
-        out: The picture to write.
-
-    Raises:
-        ImportError: A library that only pictures need is missing.
-        ArgumentError: No picture can be written to ``out``.
-    """
-    needed = {"matplotlib": "matplotlib", "PIL": "pillow", "rich": "rich"}
+def _check_output(out: str) -> None:
+    needed = {"matplotlib": "matplotlib", "PIL": "pillow"}
     missing = [package for module, package in needed.items() if find_spec(module) is None]
     if missing:
-        raise ImportError(f"{command} needs {', '.join(missing)}: pip install {' '.join(missing)}")
-    check_picture_path(out)
+        raise ImportError(f"pictures need {', '.join(missing)}: pip install {' '.join(missing)}")
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    types = sorted(FigureCanvasBase.get_supported_filetypes())
+    if Path(out).suffix.lower().lstrip(".") not in types:
+        raise ArgumentError(f"out must end in one of {', '.join(f'.{ending}' for ending in types)}, got {out!r}")
+    if not Path(out).parent.is_dir():
+        raise ArgumentError(f"out must be in a folder that exists, got {out!r}")
 
 
 def _check_backbone(backbone: nn.Module) -> None:
@@ -122,33 +132,24 @@ def _check_backbone(backbone: nn.Module) -> None:
         )
 
 
-def _facts(weights: str | None, report: LoadReport | None) -> tuple[list[str], Preprocessing]:
-    if report is None:
-        return [f"seed {SEED}"], IMAGENET_RGB
-    preprocessing = report.preprocessing
-    if preprocessing is None:
-        print("The weights do not say how to normalise images: taken as torchvision does, RGB.")
-        return [f"weights {weights}", "images as torchvision normalises them, RGB"], IMAGENET_RGB
-    return [f"weights {weights}", f"{'RGB' if preprocessing.bgr_to_rgb else 'BGR'} images"], preprocessing
-
-
 def load_photograph(image: str | None) -> Tensor:
     """Read a photograph as ``uint8`` RGB of shape ``(H, W, 3)``, its longer side at most ``LONGEST_SIDE``.
 
     Raises:
         ArgumentError: The file cannot be read as an image.
     """
-    import numpy as np
     from matplotlib.cbook import get_sample_data
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     path = Path(image) if image is not None else Path(get_sample_data("grace_hopper.jpg", asfileobj=False))
     try:
+        if path.exists() and not path.is_file():  # a pipe would block
+            raise OSError("it is not a regular file")
         with Image.open(path) as opened:
             # Cameras store portraits lying down, with a note on how to turn them.
             photo = _to_rgb(ImageOps.exif_transpose(opened))
     except UnidentifiedImageError:
-        raise ArgumentError(f"image must be a photograph (JPEG, PNG, ...), and {str(path)!r} is none") from None
+        raise ArgumentError(f"image must be a photograph (JPEG, PNG, ...), and {str(path)!r} is not one") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ArgumentError(f"image {str(path)!r} cannot be read: {reason}") from error
@@ -157,8 +158,7 @@ def load_photograph(image: str | None) -> Tensor:
 
 
 def _to_rgb(image: Image) -> Image:
-    """Convert to 8-bit RGB; of 16-bit values Pillow by itself keeps what is below 256, and all the rest is white."""
-    import numpy as np
+    """Convert to 8-bit RGB; Pillow itself clips 16-bit values at 255, which leaves them white."""
     from PIL.Image import fromarray
 
     if image.mode.startswith("I"):
@@ -173,7 +173,7 @@ def extract(backbone: nn.Module, photo: Tensor, preprocessing: Preprocessing) ->
     Args:
         backbone: The backbone.
         photo: ``uint8`` RGB of shape ``(H, W, 3)``.
-        preprocessing: The images that the weights want.
+        preprocessing: How the weights expect images to be normalised.
 
     Returns:
         A tensor of shape ``(1, C, H / stride, W / stride)`` per level.
@@ -183,21 +183,57 @@ def extract(backbone: nn.Module, photo: Tensor, preprocessing: Preprocessing) ->
     return cast(tuple[Tensor, ...], backbone(x.permute(2, 0, 1)[None]))
 
 
-def print_table(levels: list[Level]) -> None:
-    """Print a row per level."""
-    from rich.console import Console
-    from rich.table import Table
+def draw_feature_pyramid(photo: Any, levels: list[Level], title: str, subtitle: str, num_channels: int = 10) -> Figure:
+    """Draw a photograph and, per level of its feature pyramid, the energy and the strongest channels.
 
-    table = Table()
-    table.add_column("level", style="bold")
-    for heading in ("shape (N, C, H, W)", "stride", "channels", "mean activation"):
-        table.add_column(heading, justify="right")
-    for level in levels:
-        table.add_row(
-            level.name,
-            str((1, *level.features.shape)),
-            str(level.stride),
-            str(len(level.features)),
-            f"{level.features.mean():.4f}",
-        )
-    Console().print(table)
+    Args:
+        photo: ``uint8`` RGB of shape ``(H, W, 3)``.
+        levels: The levels, the finest first.
+        title: The headline.
+        subtitle: The line under it.
+        num_channels: How many channels to show per level, at most; they are drawn in two lines.
+    """
+    from matplotlib.figure import Figure
+
+    columns = -(-min(num_channels, *(len(level.features) for level in levels)) // 2)
+    aspect = float(np.clip(photo.shape[1] / photo.shape[0], 1 / 3, 3))
+    # Each level takes two lines of the grid: its energy is as high as both, each channel as high as one.
+    grid: list[Any] = [
+        ["photo", f"energy {i}", *(f"{i} {line * columns + column}" for column in range(columns))]
+        for i in range(len(levels))
+        for line in range(2)
+    ]
+    width, height = 1.3 * aspect * (2 + columns) + 4.2 * min(aspect, 1) + 2.4, 2.8 * len(levels) + 1.4
+    figure = Figure(figsize=(max(width, 9.0), max(height, 4.5)), layout="constrained", dpi=100)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=18, fontweight="bold")
+    figure.supxlabel(f"{subtitle}\n{NOTES}", x=0.01, ha="left", fontsize=10)
+    axes = figure.subplot_mosaic(grid, width_ratios=[2.6, 2, *[1] * columns])
+    axes["photo"].imshow(photo)
+    axes["photo"].set_anchor("N")
+    for i, level in enumerate(levels):
+        strength = np.square(level.features.astype(np.float64))
+        shape = "\n".join((f"stride {level.stride}", "{1} \N{MULTIPLICATION SIGN} {0}".format(*strength.shape[1:])))
+        energy = axes[f"energy {i}"]
+        energy.imshow(photo.mean(axis=2), cmap="gray")
+        extent = (0, strength.shape[2] * level.stride, strength.shape[1] * level.stride, 0)
+        energy.imshow(_scaled(np.sqrt(strength.mean(axis=0))), extent=extent, cmap="inferno", alpha=0.7)
+        energy.set(xlim=(0, photo.shape[1]), ylim=(photo.shape[0], 0))
+        energy.set_ylabel(f"{level.name}\n{shape}\n{len(strength)} channels", rotation=0, ha="right", va="center")
+        # A stable sort keeps the lower channel first among equals: the picture is the same on every machine.
+        strongest = np.argsort(-strength.mean(axis=(1, 2)), kind="stable")
+        for position in range(2 * columns):
+            tile = axes[f"{i} {position}"]
+            if position < len(strongest):
+                tile.imshow(_scaled(level.features[strongest[position]]), cmap="inferno", interpolation="nearest")
+                tile.set_title(str(strongest[position]), fontsize=8, pad=2)
+            else:
+                tile.set_axis_off()
+    for tile in axes.values():
+        tile.set(xticks=[], yticks=[])
+    return figure
+
+
+def _scaled(values: Any) -> Any:
+    """Scale to [0, 1] between the 1st and the 99th percentile, so that one hot position does not dim the rest."""
+    low, high = np.percentile(values, (1, 99))
+    return np.clip((values - low) / max(high - low, 1e-12), 0, 1)

@@ -1,4 +1,4 @@
-"""What autograd keeps for the backward pass: tensors counted by their memory, each once."""
+"""Measure what autograd saves for the backward pass: tensors counted by their memory, each once."""
 
 from __future__ import annotations
 
@@ -9,47 +9,48 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-__all__ = ["KeptTensors"]
+__all__ = ["SavedTensorBytes"]
 
 
-class _Holder:
-    """Stands in the graph for a tensor that was saved: it lives as long as the graph keeps the tensor."""
+class _Saved:
+    """Stands in the graph for a saved tensor: it lives as long as the graph keeps the tensor."""
 
     def __init__(self, tensor: Tensor, part: str) -> None:
         self.tensor = tensor
         self.part = part
 
 
-class KeptTensors:
-    """Records, while it is entered, the distinct storages that autograd saves, without parameters and buffers.
+class SavedTensorBytes:
+    """Counts, as a context manager, the bytes that autograd saves, without parameters and buffers.
 
-    What it tells holds as long as the outputs of the computation do: with them goes what is kept for them.
+    The count is valid as long as the outputs of the computation are alive: autograd frees what it saved with them.
 
     Args:
-        model: Whose parameters and buffers do not count.
-        part: Tells which part of the model is at work; a storage belongs to the part that saves it first.
+        model: The model whose parameters and buffers do not count.
+        part: Returns the name of the part of the model that is running; a storage belongs to the part that saves it
+            first.
     """
 
     def __init__(self, model: nn.Module, part: Callable[[], str] = lambda: "") -> None:
         self._part = part
-        self._known = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
-        # Weak: a checkpoint of frozen layers saves its input, and drops it at once.
-        self._saved: list[ref[_Holder]] = []
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda holder: holder.tensor)
+        self._model = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+        # Weak: a checkpoint of frozen layers saves its input and drops it at once.
+        self._saved: list[ref[_Saved]] = []
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda saved: saved.tensor)
 
-    def _pack(self, tensor: Tensor) -> _Holder:
-        holder = _Holder(tensor, self._part())
-        self._saved.append(ref(holder))
-        return holder
+    def _pack(self, tensor: Tensor) -> _Saved:
+        saved = _Saved(tensor, self._part())
+        self._saved.append(ref(saved))
+        return saved
 
     def bytes(self, part: str | None = None) -> int:
-        """Return the bytes of what is kept, in all or by one part."""
-        kept: dict[int, tuple[str, int]] = {}
-        for holder in filter(None, (saved() for saved in self._saved)):
-            storage = holder.tensor.untyped_storage()
-            if storage.data_ptr() not in self._known:
-                kept.setdefault(storage.data_ptr(), (holder.part, storage.nbytes()))
-        return sum(size for saver, size in kept.values() if part in (None, saver))
+        """Return the number of bytes saved by one part, or by all of them."""
+        sizes: dict[int, tuple[str, int]] = {}
+        for saved in filter(None, (saved() for saved in self._saved)):
+            storage = saved.tensor.untyped_storage()
+            if storage.data_ptr() not in self._model:
+                sizes.setdefault(storage.data_ptr(), (saved.part, storage.nbytes()))
+        return sum(size for saver, size in sizes.values() if part in (None, saver))
 
     def __enter__(self) -> Self:
         self._hooks.__enter__()

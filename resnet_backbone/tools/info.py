@@ -1,0 +1,377 @@
+"""Describe a backbone part by part, what it is made of and what it costs: ``resnet-backbone info``."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from typing import Any
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.model import revert_sync_batchnorm
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..blocks import ResidualBlock
+from ..errors import ArgumentError, ArgumentTypeError, check_channels, is_int
+from ..integrations.mmdet.configs import load_backbone_cfg
+from ..integrations.mmdet.registry import build_backbone
+from ..layers.build import is_norm
+from ..layers.conv_norm import is_foldable
+from ..layers.dimensions import layout
+from ..resnet import channels_of
+from .saved_tensors import SavedTensorBytes
+
+__all__ = ["Description", "Part", "aligned", "describe", "show_info"]
+
+DEFAULT_SIZES: dict[int, tuple[int, ...]] = {1: (1000,), 2: (224, 224), 3: (16, 112, 112)}
+HEADINGS = ("part", "layers", "channels", "stride", "output", "params M", "MACs G", "saved MB", "trains", "norm layers")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a backbone: the stem, a stage, or a classifier.
+
+    Attributes:
+        name: ``'stem'``, or the module's name, such as ``'layer2'``.
+        layers: What it is made of, such as ``'4 Bottleneck, 4 DCNv2'``.
+        channels: Number of channels that it returns.
+        stride: Stride of its output relative to the input; ``None`` for a classifier.
+        size: Size of its output, such as ``(56, 56)``; ``None`` if it does not run because ``out_indices`` ends before.
+        params: Number of parameters.
+        trainable: Number of parameters that require grad.
+        macs: Multiply-accumulate operations of the forward pass of the whole batch.
+        saved_bytes: Bytes that autograd saves for the backward pass, without parameters and buffers.
+        norms: Its norm layers and their mode, such as ``'10 BN eval, folded'``.
+    """
+
+    name: str
+    layers: str
+    channels: int
+    stride: int | None
+    size: tuple[int, ...] | None
+    params: int
+    trainable: int
+    macs: int
+    saved_bytes: int
+    norms: str = ""
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The part as a row of the table."""
+        trains = f"{self.trainable / 1e6:.2f} M"
+        if self.trainable in (0, self.params):
+            trains = "yes" if self.trainable else "no"
+        costs = (f"{self.params / 1e6:.2f}", f"{self.macs / 1e9:.3f}", f"{self.saved_bytes / 1e6:.1f}", trains)
+        if self.name == "total":
+            return (self.name, "", "", "", "", *costs, "")
+        size = "not run" if self.size is None else " x ".join(map(str, self.size))
+        stride = "" if self.stride is None else str(self.stride)
+        return (self.name, self.layers, str(self.channels), stride, size, *costs, self.norms)
+
+
+@dataclass(frozen=True)
+class Description:
+    """A backbone part by part; ``print`` shows it as a table.
+
+    Attributes:
+        title: The network in words.
+        input_shape: Shape of the input that it was run on.
+        parts: The parts, in the order in which they run.
+        notes: What the numbers leave out.
+    """
+
+    title: str
+    input_shape: tuple[int, ...]
+    parts: tuple[Part, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def total(self) -> Part:
+        """The sums over all parts."""
+        sums = [
+            sum(getattr(part, name) for part in self.parts) for name in ("params", "trainable", "macs", "saved_bytes")
+        ]
+        return Part("total", "", 0, None, None, *sums)
+
+    def __str__(self) -> str:
+        headings, *rows, total = aligned([HEADINGS, *(part.cells for part in self.parts), self.total.cells])
+        rule = "-" * max(map(len, [headings, *rows]))
+        return "\n".join([self.title, headings, rule, *rows, rule, total, *self.notes])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Write the rows of a table as lines of text with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+
+
+def describe(backbone: nn.Module, size: Sequence[int] | None = None, batch: int = 1) -> Description:
+    """Describe what a backbone is made of, and what its parts cost for an input.
+
+    A copy of the backbone is run on zeros in its current mode: call ``train()`` before to see what training saves,
+    ``eval()`` to see what inference does.
+
+    Args:
+        backbone: A ResNet of this package or of mmdet.
+        size: Size of the input: ``(H, W)`` in pixels, ``(L,)`` for signals, ``(T, H, W)`` for volumes. ``None`` means
+            224 by 224, 1000, or 16 by 112 by 112.
+        batch: Number of images in the batch.
+
+    Raises:
+        ArgumentTypeError: ``backbone`` is not a ResNet.
+        ArgumentError: ``size`` or ``batch`` is not allowed, or the input is too small for the backbone.
+
+    Example:
+        >>> from resnet_backbone import ResNet
+        >>> total = describe(ResNet(depth=50).train()).total
+        >>> f"{total.params / 1e6:.2f} M parameters, {total.macs / 1e9:.2f} G MACs"
+        '23.51 M parameters, 4.09 G MACs'
+    """
+    if not isinstance(backbone, nn.Module) or not hasattr(backbone, "res_layers"):
+        raise ArgumentTypeError(f"backbone must be a ResNet, with stages in res_layers, got {type(backbone).__name__}")
+    first = next(backbone.parameters())
+    if first.is_meta:
+        raise ArgumentError("backbone must hold its weights to be run, but they are on the device 'meta'")
+    check_channels("batch", batch)
+    # A subclass may build itself without our __init__, as mmdet's RegNet does.
+    channels = getattr(backbone, "in_channels", None) or first.shape[1]
+    shape = (batch, channels, *_check_size(size, getattr(backbone, "spatial_dims", 2)))
+    run = _Run(copy.deepcopy(backbone), torch.zeros(shape, device=first.device, dtype=first.dtype))
+    return Description(_title(backbone, shape), shape, tuple(_parts(backbone, run)), tuple(_notes(backbone, run)))
+
+
+def _check_size(size: Any, dims: int) -> tuple[int, ...]:
+    if size is None:
+        return DEFAULT_SIZES[dims]
+    if not isinstance(size, Sequence) or len(size) != dims or not all(is_int(side) and side >= 1 for side in size):
+        integers = "1 integer" if dims == 1 else f"{dims} integers"
+        raise ArgumentError(f"size must be {integers} of at least 1, for an input {layout(dims)}, got {size!r}")
+    return tuple(size)
+
+
+def _title(backbone: Any, shape: tuple[int, ...]) -> str:
+    mode = "deployed" if getattr(backbone, "deployed", False) else "train mode" if backbone.training else "eval mode"
+    flags = [name for name in ("fold_norm", "channels_last") if getattr(backbone, name, False)]
+    words = [f"{type(backbone).__name__}-{backbone.depth}", *flags, f"frozen_stages={backbone.frozen_stages}", mode]
+    return f"{', '.join(words)}; input {' x '.join(map(str, shape))}"
+
+
+def _parts(backbone: Any, run: _Run) -> Iterator[Part]:
+    stages = [getattr(backbone, name) for name in backbone.res_layers]
+    head = getattr(backbone, "fc", None)
+    stem = nn.ModuleList(module for module in backbone.children() if module not in [*stages, head])
+    folded = set(map(id, _folded_norms(backbone)))
+    stride = backbone._stem_stride()
+
+    def part(name: str, module: nn.Module, layers: str, channels: int, stride: int | None) -> Part:
+        sizes = [parameter.numel() for parameter in module.parameters()]
+        trainable = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+        size = max(shape[2:] for shape in run.shapes[name]) if name in run.shapes else None
+        norms = _describe_norms(module, folded)
+        return Part(name, layers, channels, stride, size, sum(sizes), trainable, run.macs[name], run.saved[name], norms)
+
+    yield part("stem", stem, _stem_layers(stem), run.shapes["stem"][0][1], stride)
+    for name, stage, own_stride in zip(backbone.res_layers, stages, backbone.strides):
+        stride *= own_stride
+        yield part(name, stage, _stage_layers(stage), channels_of(stage), stride)
+    if head is not None:
+        yield part("fc", head, "classifier", head.out_features, None)
+
+
+def _stem_layers(stem: Any) -> str:
+    sizes = Counter("x".join(map(str, m.kernel_size)) for m in stem.modules() if "Conv" in type(m).__name__)
+    convs = [f"{count} conv {size}" if count > 1 else f"conv {size}" for size, count in sizes.items()]
+    return ", ".join(convs + ["max pool"] * any("Pool" in type(m).__name__ for m in stem.modules()))
+
+
+def _stage_layers(stage: Any) -> str:
+    if hasattr(stage, "branches"):
+        sizes = " ".join(str(branch[0].kernel_size) for branch in stage.branches)
+        return f"{_stage_layers(stage.branches[0])} in each branch, kernels {sizes}"
+    blocks = list(stage)
+    kinds = [type(block).__name__ for block in blocks]
+    kinds += [type(module).__name__ for module in stage.modules() if hasattr(module, "conv_offset")]
+    kinds += [type(getattr(block, name)).__name__ for block in blocks for name in _plugin_names(block)]
+    words = [f"{count} {name}" for name, count in Counter(kinds).items()]
+    dilations = [getattr(block, "dilation", 1) for block in blocks]
+    if max(dilations) > 1:
+        words.append("dilation " + " ".join(map(str, dilations if len(set(dilations)) > 1 else dilations[:1])))
+    return ", ".join(words + ["checkpointed"] * any(getattr(block, "with_cp", False) for block in blocks))
+
+
+def _plugin_names(block: nn.Module) -> Iterator[str]:
+    return chain.from_iterable(names for key, names in vars(block).items() if key.endswith("_plugin_names"))
+
+
+def _describe_norms(module: nn.Module, folded: set[int]) -> str:
+    norms = [layer for layer in module.modules() if is_norm(type(layer))]
+    words = [f"{count} {name}" for name, count in Counter(type(norm).__name__ for norm in norms).items()]
+    updated = sum(norm.training for norm in norms if isinstance(norm, _BatchNorm))
+    fixed = sum(isinstance(norm, _BatchNorm) for norm in norms) - updated
+    if updated or fixed:
+        words[-1] += f" {updated} train, {fixed} eval" if updated and fixed else " train" if updated else " eval"
+    num_folded = sum(id(norm) in folded for norm in norms)
+    if num_folded:
+        words.append("folded" if num_folded == len(norms) else f"{num_folded} folded")
+    return ", ".join(words)
+
+
+def _folded_norms(backbone: Any) -> Iterator[nn.Module]:
+    """The norm layers that ``fold_norm`` computes together with the convolution before them."""
+    if not getattr(backbone, "fold_norm", False):
+        return
+    pairs: list[Any] = []
+    if hasattr(backbone, "conv1"):
+        pairs.append((backbone.conv1, backbone.norm1))
+    for module in backbone.modules():
+        if isinstance(module, ResidualBlock):
+            pairs += ((getattr(module, conv), getattr(module, norm)) for conv, norm in module.conv_norm_names)
+        elif isinstance(module, nn.Sequential):
+            pairs += pairwise(module)
+    yield from (norm for conv, norm in pairs if isinstance(norm, _BatchNorm) and is_foldable(conv, norm))
+
+
+def _notes(backbone: nn.Module, run: _Run) -> Iterator[str]:
+    yield "MACs: multiplications of convolutions and matrix products, forward. saved: for the backward pass, without"
+    yield "parameters; 1 MB is 10^6 bytes."
+    modules = list(backbone.modules())
+    if any(isinstance(module, _BatchNorm) for module in modules):
+        yield "Batch norms in train mode update their running statistics, in eval mode they do not."
+    if any(hasattr(module, "conv_offset") for module in modules):
+        yield "Deformable convolutions: the offsets' convolution is counted, the interpolation between pixels is not."
+    if any(getattr(module, "with_cp", False) is True for module in modules):
+        yield "Checkpointed blocks save their input and compute the rest again in the backward pass."
+    for name, shapes in run.shapes.items():
+        if len({shape[2:] for shape in shapes}) > 1:
+            yield f"{name}: the branches' lengths are {', '.join(str(shape[2]) for shape in shapes)}."
+
+
+class _Run:
+    """What the parts of a backbone returned, computed and saved.
+
+    Args:
+        backbone: A copy of the backbone, which is changed.
+        x: The input.
+
+    Attributes:
+        shapes: What each part that ran returned: one shape, or one for each of its branches.
+        macs: Multiply-accumulate operations of each part.
+        saved: Bytes that autograd saved for each part.
+    """
+
+    def __init__(self, backbone: Any, x: Tensor) -> None:
+        # Synchronised batch norms train only in a process group on GPUs; plain ones save and compute the same.
+        backbone = revert_sync_batchnorm(backbone)
+        self.shapes: dict[str, list[tuple[int, ...]]] = {}
+        self._part = "stem"
+        for name in [*backbone.res_layers, "fc"]:
+            if isinstance(module := getattr(backbone, name, None), nn.Module):
+                module.register_forward_pre_hook(lambda _, x, name=name: self._enter(name, x[0]))
+                module.register_forward_hook(lambda *args, name=name: self._leave(name, args[-1]))
+        self.macs: Counter[str] = Counter()
+        self.saved: Counter[str] = Counter()
+        # Plugins may draw random numbers; the caller's generators stay as they were.
+        with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []), torch.inference_mode(False):
+            with torch.enable_grad(), SavedTensorBytes(backbone, lambda: self._part) as saved:
+                outputs = _forward(backbone, x)
+            self.saved.update({name: saved.bytes(name) for name in self.shapes})
+            del outputs
+            self._count_macs(backbone.eval(), x)
+
+    def _enter(self, name: str, x: Any) -> None:
+        self.shapes.setdefault("stem", _shapes(x))
+        self._part = name
+
+    def _leave(self, name: str, out: Any) -> None:
+        self.shapes[name] = _shapes(out)
+
+    def _count_macs(self, backbone: nn.Module, x: Tensor) -> None:
+        counter = FlopCounterMode(display=False)
+        marks = {"stem": 0}
+        self._part = "stem"
+
+        def mark(name: str) -> None:
+            marks[name] = counter.get_total_flops() // 2
+
+        def count_deform(conv: Any, _: Any, out: Tensor) -> None:
+            # The counter does not know the operator.
+            self.macs[self._part] += out.numel() // out.shape[1] * int(conv.weight.numel())
+
+        for name in [name for name in self.shapes if name != "stem"]:
+            getattr(backbone, name).register_forward_pre_hook(lambda *_, name=name: mark(name))
+        for module in backbone.modules():
+            if hasattr(module, "conv_offset"):
+                module.register_forward_hook(count_deform)
+        with torch.no_grad(), counter:
+            backbone(x)
+        mark("end")
+        for (name, start), (_, stop) in pairwise(marks.items()):
+            self.macs[name] += stop - start
+
+
+def _forward(backbone: nn.Module, x: Tensor) -> Any:
+    try:
+        return backbone(x)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ArgumentError(
+            f"size must leave batch norms in train mode more than one position to normalise over, got "
+            f"{tuple(x.shape[2:])} and batch={len(x)}: use larger ones, or call eval() before"
+        ) from error
+
+
+def _shapes(out: Any) -> list[tuple[int, ...]]:
+    return [tuple(tensor.shape) for tensor in ((out,) if isinstance(out, Tensor) else out)]
+
+
+def show_info(
+    config: str | None, depth: int, options: Sequence[str], size: Sequence[int] | None, batch: int, evaluate: bool
+) -> int:
+    """Print a table of a backbone's parts.
+
+    Args:
+        config: A config file with the backbone.
+        depth: The depth of the ResNet if there is no config.
+        options: Arguments of the backbone as ``key=value``, over those of the config.
+        size: Size of the input, in pixels.
+        batch: Number of images.
+        evaluate: Show the backbone in eval mode, not as it trains.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        ArgumentError: An argument is not allowed, or the config cannot be read.
+    """
+    cfg = load_backbone_cfg(config) if config is not None else {"type": "ResNet", "depth": depth}
+    backbone = build_backbone(_with_options(cfg, options))
+    backbone.train(not evaluate)  # mmdet's own train() returns nothing
+    print(describe(backbone, size, batch))
+    return 0
+
+
+def _with_options(cfg: dict[str, Any], options: Sequence[str]) -> dict[str, Any]:
+    """Set what ``--cfg-options`` gives, in the syntax of mmdet's tools."""
+    merged = Config({"backbone": cfg})
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cfg-options", nargs="*", action=DictAction)
+    for option in options:
+        if not option.partition("=")[0] or "=" not in option:
+            raise ArgumentError(f"--cfg-options must be key=value, such as fold_norm=True, got {option!r}")
+        try:
+            values = parser.parse_args(["--cfg-options", option]).cfg_options
+            merged.merge_from_dict({f"backbone.{key}": value for key, value in values.items()})
+        except (AssertionError, AttributeError, KeyError, RecursionError, TypeError) as error:
+            # What mmengine's parser raises names neither the option nor the value.
+            raise ArgumentError(
+                f"--cfg-options cannot set {option!r}: values are numbers, words, [lists] and (tuples) without spaces; "
+                f"a dict is given key by key, norm_cfg.type=GN norm_cfg.num_groups=32"
+            ) from error
+    return dict(merged.to_dict()["backbone"])
