@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from resnet_backbone import MultiScaleResNet1d, ResNet, build_backbone, load_pretrained
 from resnet_backbone.errors import ArgumentError
 from resnet_backbone.multi_scale import CroppingBlock
-from resnet_backbone.weights.formats import FAMILIES
+from resnet_backbone.weights.names import SCHEMES, canonical_names, module_names
 
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 REFERENCE = dict(padding="reference", num_classes=6)
@@ -211,13 +211,16 @@ def test_gradients_are_the_references(tmp_path):
 
 
 def test_key_table():
-    (family,) = (family for family in FAMILIES if family.name == "Multi-Scale-1D-ResNet")
-    table = family.rename(reference_state())
+    (scheme,) = (scheme for scheme in SCHEMES if scheme.name == "Multi-Scale-1D-ResNet")
+    table = {key: scheme.rename(key) for key in reference_state()}
     assert table["layer3x3_1.0.conv1.weight"] == "layer1.branches.0.0.conv1.weight"
-    assert table["layer5x5_2.0.bn2.running_var"] == "layer2.branches.1.0.bn2.running_var"
+    assert table["layer5x5_2.0.bn2.running_var"] == "layer2.branches.1.0.norm2.running_var"
     assert table["layer7x7_3.0.downsample.1.bias"] == "layer3.branches.2.0.downsample.1.bias"
-    assert table["conv1.weight"] == "conv1.weight"
-    assert sorted(table.values()) == sorted(MultiScaleResNet1d(in_channels=2, **REFERENCE).state_dict())
+    assert table["conv1.weight"] == "stem.conv1.weight"
+    ours = MultiScaleResNet1d(in_channels=2, **REFERENCE).state_dict()
+    names, _ = module_names({name: tuple(value.shape) for name, value in ours.items()})
+    theirs = canonical_names({table[key]: tuple(value.shape) for key, value in reference_state().items()})
+    assert sorted(theirs.values()) == sorted(names.values())
 
 
 @pytest.mark.parametrize("depth", [(1, 1, 1), (2, 1, 2), (1,)])

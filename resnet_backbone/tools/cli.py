@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from ..errors import ArgumentError
 from ..version import __version__
+from ..weights import CheckpointError
 
 __all__ = ["main"]
 
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, CheckpointError) as error:
         print(f"resnet-backbone {arguments.command}: {error}", file=sys.stderr)
         return 1
 

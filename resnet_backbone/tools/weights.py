@@ -14,12 +14,12 @@ from ..errors import ArgumentError
 from ..integrations.mmdet.configs import load_backbone_cfg
 from ..integrations.mmdet.registry import build_backbone
 from ..version import __version__
+from ..weights.checkpoint import find_network, open_checkpoint
 from ..weights.errors import CheckpointError
-from ..weights.find import find_network, open_checkpoint
-from ..weights.fit import File
 from ..weights.load import load_pretrained
+from ..weights.match import SourceNetwork
 from ..weights.report import LoadReport
-from ..weights.table import NAMED
+from ..weights.zoo import NAMED
 
 __all__ = ["backbone_for", "convert", "show_report", "table_text"]
 
@@ -141,16 +141,16 @@ def backbone_for(source: str, config: str | None, depth: int | None, prefix: str
     if depth is not None:
         return build_backbone({"type": "ResNet", "depth": depth})
     resolved, checkpoint = open_checkpoint(source)
-    return _for_file(find_network(checkpoint, prefix, resolved.origin)[0], resolved.origin)
+    return _for_network(find_network(checkpoint, prefix, resolved.origin).network, resolved.origin)
 
 
-def _for_file(file: File, origin: str) -> nn.Module:
+def _for_network(network: SourceNetwork, origin: str) -> nn.Module:
     """Build the ResNet that a file holds, style aside, which no weight depends on."""
-    network = file.network
-    if network is None or network.depth not in (18, 34, 50, 101, 152) or network.groups > 1:
-        name = "network" if network is None else network.name
+    architecture = network.architecture
+    if architecture is None or architecture.depth not in (18, 34, 50, 101, 152) or architecture.groups > 1:
+        name = "network" if architecture is None else architecture.name
         raise CheckpointError(f"{origin} holds a {name}: give the config of its backbone with --config")
-    cfg = network.config()
-    if file.candidate.family.name == "Caffe2" and not any("_gn_" in name for name in file.names.values()):
+    cfg = architecture.config()
+    if network.scheme.name == "Caffe2" and not any("_gn_" in name for name in network.names.values()):
         cfg["norm_cfg"] = {"type": "BN"}
     return build_backbone({"type": "ResNet", **cfg})

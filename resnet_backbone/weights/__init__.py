@@ -1,10 +1,10 @@
-"""Pretrained weights: where a checkpoint comes from, whose names it uses, how well it fitted."""
+"""Pretrained weights: where a checkpoint comes from, whose names it uses, how well it matches."""
 
 from .errors import CheckpointError, CheckpointNotFoundError, DownloadError, MismatchError, UnsafeCheckpointError
 from .load import load_pretrained
 from .preprocessing import Preprocessing
 from .report import LoadReport
-from .table import NAMED, NamedWeights
+from .zoo import NAMED, NamedWeights
 
 __all__ = [
     "NAMED",

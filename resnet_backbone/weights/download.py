@@ -1,38 +1,33 @@
-"""Fetch a file over HTTP so that it is there whole, once, or not at all.
-
-The file grows under another name beside its final one, is checked, and is then renamed. A lock lets the first of
-several processes fetch while the others wait; whatever breaks off is resumed where the server can, and begun anew
-where not.
-"""
+"""Download a file into torch.hub's cache: whole and checked, or not at all."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import http.client
-import json
+import os
 import re
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any
 
 import torch
 from filelock import FileLock
+from torch.hub import tqdm  # type: ignore[attr-defined] # its own where tqdm is not installed
 
+from ..errors import ArgumentError
 from ..version import __version__
-from .errors import DownloadError
-from .progress import Advance, progress_bar
+from .errors import CheckpointError, DownloadError
 from .read import looks_like_html
 
-__all__ = ["cache_dir", "cached_path", "fetch", "hash_in_name", "matches_hash"]
+__all__ = ["cache_dir", "cached_path", "fetch", "hash_in_name", "matches_hash", "without_credentials"]
 
-ATTEMPTS = 5
-"""How often in a row a transfer may fail without a single new byte."""
+ATTEMPTS = 4
 TIMEOUT = 30.0
 """Seconds without a byte after which a transfer counts as stalled."""
 IMPATIENT_TIMEOUT = 10.0
@@ -40,36 +35,18 @@ IMPATIENT_TIMEOUT = 10.0
 PAUSE = 1.0
 """Seconds before the second attempt; each further pause is twice as long."""
 _CHUNK = 1 << 20
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
-
-
-class _Broken(Exception):  # noqa: N818 - no error yet: the transfer is tried again
-    """A transfer that stopped before the end."""
-
-
-class _Part(NamedTuple):
-    """A file on its way: the bytes so far, and what the server called the version they are of."""
-
-    data: Path
-    version: Path
-
-    def size(self) -> int:
-        return self.data.stat().st_size if self.data.exists() else 0
-
-    def discard(self) -> None:
-        self.data.unlink(missing_ok=True)
-        self.version.unlink(missing_ok=True)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 def cache_dir() -> Path:
-    """The folder in which torch.hub keeps checkpoints, and we too."""
+    """The folder in which torch.hub keeps checkpoints, and this package too."""
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def hash_in_name(name: str) -> str | None:
     """Return the beginning of the SHA-256 that a file's name carries, as in ``resnet18-f37072fd.pth``.
 
-    A date, as in ``r50_coco-20200130.pth``, is none.
+    A date, as in ``r50_coco-20200130.pth``, is not a hash.
 
     Args:
         name: A file's name.
@@ -81,19 +58,26 @@ def hash_in_name(name: str) -> str | None:
 
 
 def cached_path(url: str) -> Path:
-    """Where the file of a URL is kept.
+    """Return where the file of a URL is kept.
 
     Args:
         url: An http or https URL.
 
     Returns:
-        The path that torch.hub would use, where the file's name holds a hash. Other names are shared by different files
-        (detectron2 has several ``R-50.pkl``), so they get a part that the URL decides.
+        The path that torch.hub would use where the file's name holds a hash. Other names are shared by different files
+        (detectron2 has several ``R-50.pkl``), so the URL decides a part of theirs.
+
+    Raises:
+        ArgumentError: It is not a URL.
     """
-    name = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name or "checkpoint"
+    try:
+        name = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name or "checkpoint"
+    except ValueError as error:
+        raise ArgumentError(f"source {url!r} is not a URL: {error}") from None
+    name = name.replace("\0", "")[-150:]
     if hash_in_name(name) is None:
         stem, dot, suffix = name.partition(".")
-        name = f"{stem}@{hashlib.sha256(url.encode()).hexdigest()[:10]}{dot}{suffix}"
+        name = f"{stem}@{hashlib.sha256(url.encode(errors='surrogateescape')).hexdigest()[:10]}{dot}{suffix}"
     return cache_dir() / name
 
 
@@ -106,67 +90,86 @@ def matches_hash(path: Path, expected: str) -> bool:
     return digest.hexdigest().startswith(expected.lower())
 
 
-def fetch(url: str, sha256: str | None = None, progress: bool = True, patient: bool = True) -> Path:
+def without_credentials(url: str) -> str:
+    """Return a URL without user name, password and query, which may hold tokens; any other text as it is."""
+    scheme, separator, rest = url.partition("://")
+    if not separator or not re.fullmatch(r"[\w.+-]+", scheme):
+        return url
+    host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def fetch(
+    url: str,
+    sha256: str | None = None,
+    progress: bool = True,
+    patient: bool = True,
+    check: Callable[[Path], object] | None = None,
+) -> Path:
     """Return the local copy of a file, after downloading it if there is none yet.
 
     Args:
         url: An http or https URL.
         sha256: The file's SHA-256, or its beginning; ``None`` means the one in its name, if there is one.
         progress: Whether to show a progress bar.
-        patient: Whether to try again where a transfer fails, and to wait long for an answer.
+        patient: Whether to try again after a failure, and to wait long for an answer.
+        check: Called with a new file that no hash vouches for; what it raises keeps the file out of the cache.
 
     Raises:
-        DownloadError: The file could not be fetched, or has another hash, or is a web page.
+        DownloadError: The file could not be downloaded or stored, or has another hash, or is a web page.
     """
     final = cached_path(url)
     expected = sha256 or hash_in_name(final.name)
     try:
-        # Files appear whole, under their names, so what is there needs no lock: the cache may be one that only others
-        # may write to.
+        # A file appears under its name when it is complete, so reading it needs no lock: the cache may be read-only.
         if _is_good(final, expected):
             return final
         locks = final.parent / ".locks"
         locks.mkdir(parents=True, exist_ok=True)
         with FileLock(locks / f"{final.name}.lock"):
-            if not final.exists() or not _is_whole(final, expected, sha256):
-                _download(url, final, expected, progress, patient)
+            if not _is_good(final, expected):
+                if sha256 is not None and final.exists() and final.stat().st_size > 0:
+                    raise DownloadError(
+                        f"{final} exists, and its SHA-256 does not begin with sha256={sha256!r}: delete the file, or "
+                        "correct the argument"
+                    )
+                _download(url, final, expected, progress, patient, check)
+    except CheckpointError:
+        raise
     except OSError as error:
-        if isinstance(error, DownloadError):
-            raise
-        raise DownloadError(f"{url} cannot be stored at {final} ({error.strerror or error})") from error
+        shown = without_credentials(url)
+        raise DownloadError(f"{shown} cannot be stored at {final} ({error.strerror or error})") from error
     return final
 
 
 def _is_good(path: Path, expected: str | None) -> bool:
-    """Whether a file is there, holds something, and has the hash that is expected of it."""
+    """Whether a file exists, is not empty, and has the hash that is expected of it."""
     return path.is_file() and path.stat().st_size > 0 and (expected is None or matches_hash(path, expected))
 
 
-def _is_whole(path: Path, expected: str | None, given: str | None) -> bool:
-    """Whether a file in the cache can be used: a file of the wrong hash is not ours to trust, so it goes."""
-    if _is_good(path, expected):
-        return True
-    if given is not None and path.stat().st_size > 0:
-        raise DownloadError(
-            f"{path} is there, and its SHA-256 does not begin with sha256={given!r}: remove one of them"
-        )
-    path.unlink()
-    return False
-
-
-def _download(url: str, final: Path, expected: str | None, progress: bool, patient: bool) -> None:
-    part = _Part(final.with_name(f"{final.name}.part"), final.with_name(f"{final.name}.part.json"))
-    for resumed in (part.size() > 0, False):
-        _transfer(url, part, progress, patient)
-        problem = _problem(part.data, expected)
-        if problem is None:
-            part.data.replace(final)
-            part.discard()
-            return
-        part.discard()
-        # A part that another version of the file began may be to blame; a whole transfer is not.
-        if not resumed:
-            raise DownloadError(f"{url} is not kept: {problem}")
+def _download(
+    url: str,
+    final: Path,
+    expected: str | None,
+    progress: bool,
+    patient: bool,
+    check: Callable[[Path], object] | None,
+) -> None:
+    # The suffix stays, since it may tell how to read the file.
+    temporary = final.with_name(f".{uuid.uuid4().hex}.{final.name}")
+    try:
+        _transfer_with_retries(url, temporary, progress, patient)
+        problem = _problem(temporary, expected)
+        if problem is not None:
+            raise DownloadError(f"{without_credentials(url)} is not kept: {problem}")
+        if expected is None and check is not None:
+            check(temporary)
+        temporary.replace(final)
+    except CheckpointError as error:
+        # The temporary file is gone by the time anybody could look for it.
+        raise type(error)(str(error).replace(str(temporary), without_credentials(url))) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _problem(path: Path, expected: str | None) -> str | None:
@@ -181,115 +184,72 @@ def _problem(path: Path, expected: str | None) -> str | None:
     return None
 
 
-def _transfer(url: str, part: _Part, progress: bool, patient: bool) -> None:
-    """Fetch what is missing of a file, as often as it takes."""
-    failures = 0
-    with progress_bar(part.data.name.removesuffix(".part"), progress) as advance:
-        while True:
-            before = part.size()
-            try:
-                _request(url, part, advance, TIMEOUT if patient else IMPATIENT_TIMEOUT)
-            except (_Broken, OSError, http.client.HTTPException) as error:
-                if isinstance(error, OSError) and error.errno in _NO_ROOM:
-                    raise
-                if isinstance(error, urllib.error.HTTPError) and not _is_passing(error.code):
-                    raise DownloadError(f"{url} cannot be fetched: HTTP {error.code} {error.reason}") from error
-                failures = 1 if part.size() > before else failures + 1
-                if failures >= (ATTEMPTS if patient else 1) or _is_final(error):
-                    reason = getattr(error, "reason", None) or error
-                    raise DownloadError(f"{url} cannot be fetched: {reason}") from error
-                time.sleep(PAUSE * 2 ** (failures - 1))
-            else:
-                return
+def _transfer_with_retries(url: str, path: Path, progress: bool, patient: bool) -> None:
+    attempts = ATTEMPTS if patient else 1
+    for attempt in range(attempts):
+        try:
+            _transfer(url, path, progress, TIMEOUT if patient else IMPATIENT_TIMEOUT)
+        except CheckpointError:
+            raise
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            if isinstance(error, OSError) and error.errno in _NO_SPACE:
+                raise
+            if attempt + 1 == attempts or not _is_temporary(error):
+                raise DownloadError(f"{without_credentials(url)} cannot be downloaded: {_reason(error)}") from error
+            time.sleep(PAUSE * 2**attempt)
+        else:
+            return
 
 
-def _is_passing(code: int) -> bool:
-    """Whether a server that answers so may answer otherwise a moment later."""
-    return code in (408, 416, 425, 429) or code >= 500
+def _reason(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"HTTP {error.code} {error.reason}"
+    return str(getattr(error, "reason", error)) or type(error).__name__
 
 
-def _is_final(error: Exception) -> bool:
-    """Whether there is no such host, no network, or no sense in the URL: none of it comes back within seconds."""
+def _is_temporary(error: Exception) -> bool:
+    """Whether another attempt may succeed: not without such a host, with a refusal, or with a URL that is none."""
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code in (408, 425, 429) or error.code >= 500
     reason = getattr(error, "reason", error)
-    return (
-        type(reason).__name__ in ("gaierror", "SSLCertVerificationError")
-        or isinstance(reason, (ConnectionRefusedError, http.client.InvalidURL))
-        or reason == "no host given"
+    return not (
+        isinstance(reason, (ConnectionRefusedError, http.client.InvalidURL, ValueError, str))
+        or type(reason).__name__ in ("gaierror", "SSLCertVerificationError")
     )
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows 308 too, which urllib learned with Python 3.11."""
+    """Follows redirects to http and https alone, and none from https to http."""
 
+    # urllib itself follows 308 since Python 3.11.
     http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        allowed = ("https://",) if req.type == "https" else ("http://", "https://")
+        if not newurl.lower().startswith(allowed):
+            scheme = newurl.partition(":")[0]
+            raise urllib.error.HTTPError(
+                req.full_url, code, f"redirects to {scheme}, which is not followed", headers, fp
+            )
         return super().redirect_request(req, fp, 307 if code == 308 else code, msg, headers, newurl)
 
 
-def _request(url: str, part: _Part, advance: Advance, timeout: float) -> None:
-    """Ask once for what is missing, and append what comes."""
+def _transfer(url: str, path: Path, progress: bool, timeout: float) -> None:
+    """Download a file once, as ``torch.hub.download_url_to_file`` does, but with a timeout and its length checked."""
+    # As browsers do, for URLs with spaces or letters beyond ASCII in them; what is escaped already stays.
+    escaped = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]", errors="surrogateescape")
     headers = {"User-Agent": f"resnet_backbone/{__version__}", "Accept-Encoding": "identity"}
-    version = _read_version(part)
-    if part.size() and version is None:
-        part.discard()
-    if version is not None:
-        headers |= {"Range": f"bytes={part.size()}-", "If-Range": version}
-    opener = urllib.request.build_opener(_Redirects)
-    # As browsers do, for URLs with blanks or letters beyond ASCII in them; what is escaped already stays.
-    escaped = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
-    try:
-        response = opener.open(urllib.request.Request(escaped, headers=headers), timeout=timeout)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:
-            part.discard()
-        raise
-    with contextlib.closing(response):
-        resuming = response.status == 206 and _first_byte(response) == part.size()
-        if not resuming:
-            part.discard()
-        _write_version(part, response)
-        _append(response, part, advance)
-
-
-def _append(response: Any, part: _Part, advance: Advance) -> None:
-    length = response.headers.get("Content-Length")
-    total = part.size() + int(length) if length is not None and length.isdigit() else None
-    with part.data.open("ab") as file:
-        advance(file.tell(), total)
-        for chunk in _chunks(response):
-            file.write(chunk)
-            advance(file.tell(), total)
-        done = file.tell()
-    if total is not None and done != total:
-        raise _Broken(f"the connection ended after {done} of {total} bytes")
-
-
-def _chunks(response: IO[bytes]) -> Iterator[bytes]:
-    # read1 returns what has arrived, so that nothing of a broken transfer is lost.
-    read = getattr(response, "read1", response.read)
-    while chunk := read(_CHUNK):
-        yield chunk
-
-
-def _first_byte(response: Any) -> int:
-    match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-    return int(match[1]) if match else -1
-
-
-def _read_version(part: _Part) -> str | None:
-    """What the server calls the version of which a part is there; ``None`` where resuming is not safe."""
-    if not part.size():
-        return None
-    try:
-        version = json.loads(part.version.read_text())["version"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return version if isinstance(version, str) else None
-
-
-def _write_version(part: _Part, response: Any) -> None:
-    version = response.headers.get("ETag") or response.headers.get("Last-Modified")
-    # A weak ETag does not promise equal bytes.
-    if version is not None and not version.startswith("W/"):
-        part.version.write_text(json.dumps({"version": version}))
+    request = urllib.request.Request(escaped, headers=headers)
+    with urllib.request.build_opener(_Redirects).open(request, timeout=timeout) as response, path.open("wb") as file:
+        encoding = response.headers.get("Content-Encoding", "identity")
+        if encoding != "identity":
+            raise DownloadError(f"{without_credentials(url)} is not kept: the server sent it re-encoded ({encoding})")
+        length = response.headers.get("Content-Length", "")
+        total = int(length) if length.isdigit() else None
+        name = os.fsdecode(path.name).partition(".")[2].partition(".")[2]
+        with tqdm(total=total, desc=name, disable=not progress, unit="B", unit_scale=True) as bar:
+            while chunk := response.read(_CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+        if total is not None and file.tell() != total:
+            raise http.client.HTTPException(f"the connection ended after {file.tell()} of {total} bytes")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from ..errors import ArgumentError
-
 __all__ = [
     "CheckpointError",
     "CheckpointNotFoundError",
@@ -13,16 +11,16 @@ __all__ = [
 ]
 
 
-class CheckpointError(ArgumentError):
+class CheckpointError(RuntimeError):
     """A checkpoint that cannot be read, or whose weights cannot be used."""
 
 
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
-    """A path that leads to no file, or a name that no equal source is known for."""
+    """A path that leads to no file, or a name whose weights are no longer available."""
 
 
 class DownloadError(CheckpointError, OSError):
-    """A file that could not be fetched, or came with the wrong hash."""
+    """A file that could not be downloaded, or arrived damaged or with the wrong hash."""
 
 
 class UnsafeCheckpointError(CheckpointError):
@@ -30,4 +28,4 @@ class UnsafeCheckpointError(CheckpointError):
 
 
 class MismatchError(CheckpointError):
-    """A readable checkpoint that does not fit the backbone."""
+    """A readable checkpoint that does not match the backbone."""

@@ -1,14 +1,17 @@
 """Which images a set of weights was trained on: mean, standard deviation and channel order.
 
-Weights that came out of Caffe want BGR images of 0 to 255, torchvision's want RGB. A network fed the other kind still
-trains, and ends up worse; so the preprocessing travels with the weights.
+Weights that came out of Caffe take BGR images of 0 to 255, torchvision's take RGB. A network that is given the other
+kind still trains, and ends up worse; so the preprocessing travels with the weights.
 """
 
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+from .match import SourceNetwork
 
 __all__ = [
     "DETECTRON_BGR",
@@ -18,6 +21,7 @@ __all__ = [
     "RESNEST_RGB",
     "Preprocessing",
     "from_meta",
+    "infer_preprocessing",
 ]
 
 
@@ -27,7 +31,7 @@ class Preprocessing(NamedTuple):
     Attributes:
         mean: Mean of each channel, for pixels of 0 to 255, in the order in which the network receives them.
         std: Standard deviation of each channel.
-        bgr_to_rgb: Whether the network wants RGB; images are read as BGR.
+        bgr_to_rgb: Whether the network takes RGB; images are read as BGR.
     """
 
     mean: tuple[float, ...]
@@ -75,8 +79,10 @@ def from_meta(meta: Any) -> Preprocessing | None:
 
 def _preprocessing(values: Mapping[str, Any]) -> Preprocessing | None:
     try:
-        return Preprocessing(tuple(values["mean"]), tuple(values["std"]), bool(values["bgr_to_rgb"]))
-    except TypeError:
+        mean, std = (tuple(float(value) for value in values[key]) for key in ("mean", "std"))
+        sound = len(mean) == len(std) and all(map(math.isfinite, mean + std))
+        return Preprocessing(mean, std, bool(values["bgr_to_rgb"])) if sound else None
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
 
@@ -95,3 +101,47 @@ def _arguments(node: ast.AST) -> dict[str, Any]:
             except ValueError:
                 continue
     return values
+
+
+def infer_preprocessing(
+    known: Preprocessing | None, style: str | None, meta: Mapping[str, Any], network: SourceNetwork
+) -> tuple[Preprocessing | None, str | None]:
+    """Infer which images weights take, and where their Bottlenecks stride.
+
+    Args:
+        known: The preprocessing that the source says.
+        style: The style that the source says.
+        meta: What the file says of itself.
+        network: The network in the file.
+
+    Returns:
+        The preprocessing and the style; ``None`` for what nothing says.
+    """
+    provenance = meta.get("resnet_backbone")
+    if isinstance(provenance, Mapping):
+        written = provenance.get("style")
+        values = provenance.get("preprocessing")
+        preprocessing = _preprocessing(values) if isinstance(values, Mapping) else None
+        return preprocessing, written if written in ("pytorch", "caffe") else None
+    preprocessing = known or from_meta(meta)
+    if not _takes_images(network):
+        return preprocessing, style
+    scheme, architecture = network.scheme.name, network.architecture
+    plain = architecture is not None and architecture.groups == 1
+    if scheme in ("Caffe2", "detectron2"):
+        # FAIR's own trainings, ResNeXt and group norm, stride in the 3x3; the MSRA weights in the first 1x1.
+        group_norm = any("_gn_" in name for name in network.names.values())
+        style = style or ("caffe" if plain and not group_norm else "pytorch")
+        return preprocessing or (MSRA_BGR if plain else PYCLS_BGR), style
+    if scheme == "pycls":
+        return preprocessing or PYCLS_BGR, "pytorch"
+    # A detector's or a segmenter's file says nothing by its names: either style has them.
+    if preprocessing is None and "backbone" in network.prefix and "bottom_up" not in network.prefix:
+        return None, style
+    return preprocessing or IMAGENET_RGB, style or ("pytorch" if preprocessing is None else None)
+
+
+def _takes_images(network: SourceNetwork) -> bool:
+    """Whether the network is for images, not for signals or volumes, as its first convolution tells."""
+    first = network.tensors.get("stem.conv1.weight")
+    return first is None or first.dim() == 4

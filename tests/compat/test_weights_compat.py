@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 
 from resnet_backbone import ResNet, load_pretrained
 from resnet_backbone.weights import sources
-from resnet_backbone.weights.table import is_named
+from resnet_backbone.weights.zoo import is_named
 
 
 @pytest.mark.parametrize(

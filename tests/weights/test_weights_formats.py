@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from resnet_backbone import ResNet, ResNetV1c, ResNetV1d, load_pretrained
-from resnet_backbone.weights.formats import FAMILIES, canonical, find_candidates
+from resnet_backbone.weights import CheckpointError
+from resnet_backbone.weights.names import SCHEMES, find_prefixes, module_names
 
 DEPTHS = (18, 34, 50, 101, 152)
 
@@ -327,21 +328,16 @@ def test_transformers_names(check, shake, image, torchvision_levels, tmp_path):
     assert report.format == "transformers"
 
 
-def test_pycls_and_timm_regnets_get_mmdets_names():
-    model = timm.create_model("regnetx_004")
-    timm_keys = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    (candidate,) = find_candidates(timm_keys)
-    assert candidate.family.name == "timm RegNet"
-    renamed = candidate.family.rename(timm_keys)
-    assert renamed["s2.b1.conv2.conv.weight"] == "layer2.0.conv2.weight"
-    assert renamed["s2.b1.downsample.bn.running_var"] == "layer2.0.downsample.1.running_var"
-    pycls = next(family for family in FAMILIES if family.name == "pycls")
-    renamed = pycls.rename(
-        ["stem.bn.bias", "s1.b2.f.c_bn.weight", "s3.b1.proj.weight", "s3.b1.bn.weight", "head.fc.bias"]
-    )
-    assert list(renamed.values()) == [
-        "bn1.bias",
-        "layer1.1.bn3.weight",
+def test_pycls_and_timm_regnets_get_canonical_names():
+    (found,) = find_prefixes(timm.create_model("regnetx_004").state_dict())
+    assert found.scheme.name == "timm RegNet"
+    assert found.scheme.rename("s2.b1.conv2.conv.weight") == "layer2.0.conv2.weight"
+    assert found.scheme.rename("s2.b1.downsample.bn.running_var") == "layer2.0.downsample.1.running_var"
+    pycls = next(scheme for scheme in SCHEMES if scheme.name == "pycls")
+    names = ["stem.bn.bias", "s1.b2.f.c_bn.weight", "s3.b1.proj.weight", "s3.b1.bn.weight", "head.fc.bias"]
+    assert list(map(pycls.rename, names)) == [
+        "stem.norm1.bias",
+        "layer1.1.norm3.weight",
         "layer3.0.downsample.0.weight",
         "layer3.0.downsample.1.weight",
         "head.fc.bias",
@@ -350,20 +346,23 @@ def test_pycls_and_timm_regnets_get_mmdets_names():
 
 def test_renaming_is_injective_for_every_kind_of_network():
     for backbone in (ResNet(depth=18), ResNet(depth=50), ResNetV1c(depth=50), ResNetV1d(depth=18)):
-        shapes = {name: tuple(value.shape) for name, value in backbone.state_dict().items()}
-        names = canonical(shapes)
-        assert len(set(names.values())) == len(shapes)
+        names, _ = module_names({name: tuple(value.shape) for name, value in backbone.state_dict().items()})
+        assert len(set(names.values())) == len(names)
 
 
 def test_two_networks_of_one_kind_need_a_prefix(shake, image, torchvision_levels, check, tmp_path):
     model = shake(torchvision.models.resnet18())
     other = shake(torchvision.models.resnet18(), seed=5)
     torch.save(wrap(model.state_dict(), "left.") | wrap(other.state_dict(), "right."), tmp_path / "two.pth")
-    with pytest.raises(ValueError, match=r"2 networks, under the prefixes 'left\.', 'right\.': say which, as prefix="):
+    with pytest.raises(
+        CheckpointError, match=r"2 networks, under the prefixes 'left\.', 'right\.'"
+    ):
         load_pretrained(ResNet(depth=18), tmp_path / "two.pth")
     for prefix in ("left", "left."):
         check(ResNet(depth=18), tmp_path / "two.pth", torchvision_levels(model, image), prefix=prefix)
-    with pytest.raises(ValueError, match=r"no ResNet under prefix='up'; it has networks under 'left\.', 'right\.'"):
+    with pytest.raises(
+        CheckpointError, match=r"prefix='up'; it has networks under 'left\.', 'right\.'"
+    ):
         load_pretrained(ResNet(depth=18), tmp_path / "two.pth", prefix="up")
 
 
@@ -372,7 +371,7 @@ def test_two_state_dicts_are_told_apart_by_the_keys_that_lead_to_them(
 ):
     models = {name: shake(torchvision.models.resnet18(), seed) for seed, name in enumerate(("first", "second"))}
     torch.save({"nets": {name: model.state_dict() for name, model in models.items()}}, tmp_path / "two.pth")
-    with pytest.raises(ValueError, match=r"under the prefixes 'nets\.first\.', 'nets\.second\.': say which"):
+    with pytest.raises(CheckpointError, match=r"under the prefixes 'nets\.first\.', 'nets\.second\.': say which"):
         load_pretrained(ResNet(depth=18), tmp_path / "two.pth")
     for name, model in models.items():
         levels = torchvision_levels(model, image)

@@ -11,6 +11,7 @@ from mmengine.model.weight_init import PretrainedInit as MMEnginePretrainedInit
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from resnet_backbone import ResNet, build_backbone, load_pretrained
+from resnet_backbone.errors import ArgumentError
 from resnet_backbone.tools.cli import main
 from resnet_backbone.weights import (
     NAMED,
@@ -41,7 +42,7 @@ def asked(monkeypatch, path):
     """Answer every download with one file, and remember the URLs."""
     urls = []
 
-    def fetch(url, sha256=None, progress=True, patient=True):
+    def fetch(url, sha256=None, progress=True, patient=True, check=None):
         urls.append(url)
         return Path(path)
 
@@ -53,9 +54,9 @@ def asked(monkeypatch, path):
 def offline(monkeypatch):
     urls = []
 
-    def fetch(url, sha256=None, progress=True, patient=True):
+    def fetch(url, sha256=None, progress=True, patient=True, check=None):
         urls.append(url)
-        raise DownloadError(f"{url} cannot be fetched: no network")
+        raise DownloadError(f"{url} cannot be downloaded: no network")
 
     monkeypatch.setattr(sources, "fetch", fetch)
     return urls
@@ -214,7 +215,7 @@ def test_torchvision(source, url, asked):
     ],
 )
 def test_names_that_do_not_exist(source, message):
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises((ArgumentError, CheckpointNotFoundError), match=message):
         resolve(source)
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from ...errors import ArgumentTypeError
 from ...resnet import ResNet
 from ...weights.load import load_pretrained
-from ...weights.table import is_named
+from ...weights.zoo import is_named
 
 __all__ = ["PretrainedInit"]
 

@@ -1,4 +1,4 @@
-"""How well a file's network fits a backbone: what goes where, computed before anything is changed."""
+"""How well the weights in a file match a backbone: what goes where, computed before anything is changed."""
 
 from __future__ import annotations
 
@@ -9,34 +9,36 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .formats import Candidate, canonical, strip_wrappers
-from .network import Network, identify
+from .architecture import Architecture, infer_architecture
+from .names import NamingScheme, PrefixMatch, canonical_names, module_names
 
-__all__ = ["File", "Fit", "backbone_names", "fit", "read_network"]
+__all__ = ["Match", "SourceNetwork", "architecture_of", "canonical_names_of", "match_state_dict", "read_network"]
 
 Shape = tuple[int, ...]
 _IGNORED = "num_batches_tracked"
 
 
 @dataclass(frozen=True)
-class File:
+class SourceNetwork:
     """A network found in a file.
 
     Attributes:
-        candidate: Where in the file it is, and whose names it uses.
+        prefix: What precedes its names in the file.
+        scheme: How the file names its parameters.
         tensors: Its tensors by canonical name.
         names: The file's own name of each, by canonical name.
-        network: What network it is; ``None`` where its shapes do not tell.
+        architecture: Its architecture; ``None`` where its shapes do not tell.
     """
 
-    candidate: Candidate
+    prefix: str
+    scheme: NamingScheme
     tensors: dict[str, Tensor]
     names: dict[str, str]
-    network: Network | None
+    architecture: Architecture | None
 
 
 @dataclass
-class Fit:
+class Match:
     """What would be loaded, by the backbone's names, and what would not."""
 
     loaded: dict[str, Tensor] = field(default_factory=dict)
@@ -50,22 +52,23 @@ class Fit:
     folded: bool = False
 
 
-def read_network(tensors: Mapping[str, Tensor], candidate: Candidate) -> File:
+def read_network(tensors: Mapping[str, Tensor], found: PrefixMatch) -> SourceNetwork:
     """Give the tensors of one network canonical names.
 
     Args:
-        tensors: A state dict; its keys are free of wrappers' names.
-        candidate: The network in it.
+        tensors: A state dict, without the names of wrapping modules in its keys.
+        found: The network in it.
     """
-    prefix = candidate.prefix
-    inside = {key[len(prefix) :]: key for key in tensors if key.startswith(prefix)}
-    renamed = candidate.family.rename(inside)
-    shapes = {renamed[key]: tuple(tensors[full].shape) for key, full in inside.items()}
-    names = canonical(shapes)
-    by_name = {names[renamed[key]]: full for key, full in inside.items()}
-    values = {name: tensors[full] for name, full in by_name.items()}
-    network = identify({name: tuple(value.shape) for name, value in values.items()}, _avg_down(shapes))
-    return File(candidate, values, by_name, network)
+    start = len(found.prefix)
+    inside = {key: found.scheme.rename(key[start:]) for key in tensors if key.startswith(found.prefix)}
+    shapes = {name: tuple(tensors[key].shape) for key, name in inside.items()}
+    names = canonical_names(shapes)
+    keys = {names[name]: key for key, name in inside.items()}
+    canonical = {name: tensors[key] for name, key in keys.items()}
+    architecture = infer_architecture(
+        {name: tuple(value.shape) for name, value in canonical.items()}, _avg_down(shapes)
+    )
+    return SourceNetwork(found.prefix, found.scheme, canonical, keys, architecture)
 
 
 def _avg_down(shapes: Mapping[str, Shape]) -> bool | None:
@@ -78,48 +81,57 @@ def _avg_down(shapes: Mapping[str, Shape]) -> bool | None:
     return None
 
 
-def backbone_names(backbone: nn.Module) -> tuple[dict[str, str], Network | None]:
-    """Return the canonical name of each of a backbone's tensors, by its own, and what network it is."""
-    shapes = {strip_wrappers(name): tuple(value.shape) for name, value in backbone.state_dict().items()}
-    names = canonical(shapes)
-    network = identify({names[name]: shape for name, shape in shapes.items()}, _avg_down(shapes))
-    return {name: names[strip_wrappers(name)] for name in backbone.state_dict()}, network
+def canonical_names_of(backbone: nn.Module) -> dict[str, str]:
+    """Return the canonical name of each of a backbone's tensors, by its own."""
+    return module_names(_shapes_of(backbone))[0]
 
 
-def fit(backbone: nn.Module, file: File) -> Fit:
-    """Compare a file's network with a backbone.
+def architecture_of(backbone: nn.Module) -> Architecture | None:
+    """Return a backbone's architecture, as its own tensors tell."""
+    shapes = _shapes_of(backbone)
+    names, step1 = module_names(shapes)
+    return infer_architecture({names[name]: shape for name, shape in shapes.items()}, _avg_down(step1))
+
+
+def _shapes_of(backbone: nn.Module) -> dict[str, Shape]:
+    return {name: tuple(value.shape) for name, value in backbone.state_dict().items()}
+
+
+def match_state_dict(backbone: nn.Module, network: SourceNetwork) -> Match:
+    """Match a file's network with a backbone's state dict.
 
     Args:
         backbone: The backbone; it is not changed.
-        file: The network.
+        network: The network in the file.
     """
-    result = Fit()
-    ours, _ = backbone_names(backbone)
+    result = Match()
+    ours = canonical_names_of(backbone)
     state = backbone.state_dict()
-    tensors = dict(file.tensors)
-    _unfold(backbone, ours, tensors, file, result)
+    tensors = dict(network.tensors)
+    _unfold(backbone, ours, tensors, network, result)
     added = _added_names(backbone, set(ours))
     for name, common in ours.items():
         value = tensors.pop(common, None)
         if value is None:
             if not name.endswith(_IGNORED):
-                (result.added if _is_added(name, common, added, tensors, file) else result.missing).append(name)
+                (result.added if _is_added(name, common, added, tensors, network) else result.missing).append(name)
             continue
         if name.endswith(_IGNORED) and value.numel() == 1:
             # One number; formats without scalars store it as a vector.
             value = value.reshape(state[name].shape)
-        value = _adapt_input(common, value, state[name], result)
+        if common == "stem.conv1.weight":
+            value = _adapt_input(name, value, state[name], result)
         if value.shape != state[name].shape:
             result.mismatched.append((name, tuple(value.shape), tuple(state[name].shape)))
             continue
         result.loaded[name] = value
-        if file.names.get(common, name) != name:
-            result.renamed[name] = file.names[common]
+        if network.names.get(common, name) != name:
+            result.renamed[name] = network.names[common]
     stages = {common.split(".")[0] for common in ours.values()}
     for common in tensors:
         if not common.endswith(_IGNORED):
             inside = common.split(".")[0] in stages and common not in ("fc.weight", "fc.bias")
-            (result.unexpected if inside else result.unused).append(file.names.get(common, common))
+            (result.unexpected if inside else result.unused).append(network.names.get(common, common))
     return result
 
 
@@ -133,32 +145,34 @@ def _added_names(backbone: nn.Module, names: set[str]) -> set[str]:
     return {name for name in names if name.startswith(tuple(prefixes))}
 
 
-def _is_added(name: str, common: str, plugins: set[str], rest: Mapping[str, Tensor], file: File) -> bool:
+def _is_added(name: str, common: str, plugins: set[str], rest: Mapping[str, Tensor], network: SourceNetwork) -> bool:
     """Whether a tensor belongs to a part that pretrained files never have."""
     if name in plugins:
         return True
     # What an operator that took a convolution's place has beyond it: offsets, masks, switches.
     match = re.match(r"(.*\bconv\d)\.(?!weight$|bias$)", common)
-    return match is not None and f"{match[1]}.weight" in file.tensors
+    return match is not None and f"{match[1]}.weight" in network.tensors
 
 
-def _adapt_input(common: str, value: Tensor, own: Tensor, result: Fit) -> Tensor:
+def _adapt_input(name: str, value: Tensor, own: Tensor, result: Match) -> Tensor:
     """Fit the first convolution of a network for colour images to another number of channels."""
-    if common not in ("conv1.weight", "stem.0.weight") or value.dim() != own.dim() or value.dim() != 4:
+    if value.dim() != 4 or own.dim() != 4:
         return value
     channels = own.shape[1]
     if value.shape[1] != 3 or channels == 3 or value.shape[:1] + value.shape[2:] != own.shape[:1] + own.shape[2:]:
         return value
     if channels == 1:
         # A grey image is the same in all three channels, so their weights add up.
-        result.changes.append(f"{common} summed over its 3 input channels, for in_channels=1")
+        result.changes.append(f"{name} summed over its 3 input channels, for in_channels=1")
         return value.sum(dim=1, keepdim=True)
-    result.changes.append(f"{common} repeated over {channels} input channels and scaled by 3/{channels}")
+    result.changes.append(f"{name} repeated over {channels} input channels and scaled by 3/{channels}")
     indices = torch.arange(channels, device=value.device) % 3
     return value[:, indices] * (3 / channels)
 
 
-def _unfold(backbone: nn.Module, ours: Mapping[str, str], tensors: dict[str, Tensor], file: File, result: Fit) -> None:
+def _unfold(
+    backbone: nn.Module, ours: Mapping[str, str], tensors: dict[str, Tensor], network: SourceNetwork, result: Match
+) -> None:
     """Give folded norm layers back the form of batch norm, with equal outputs.
 
     Two kinds of folding are in circulation. Caffe2's files keep the affine map alone; it is a batch norm of mean 0 and
@@ -175,15 +189,16 @@ def _unfold(backbone: nn.Module, ours: Mapping[str, str], tensors: dict[str, Ten
             continue
         bare = f"{norm}.weight" not in tensors and bias is not None
         if bare:
-            tensors[f"{norm}.weight"] = torch.ones_like(weight[:, 0].flatten(1)[:, 0])
+            tensors[f"{norm}.weight"] = weight.new_ones(weight.shape[0])
             tensors[f"{norm}.bias"] = torch.zeros_like(tensors[f"{norm}.weight"])
-        if bare or (_is_affine_only(norm, tensors) and _keeps_no_statistics(file, norm)):
+        if bare or (_is_affine_only(norm, tensors) and _keeps_no_statistics(network, norm)):
             eps = float(getattr(modules[name.removesuffix(".running_var")], "eps", 1e-5))
             tensors[f"{norm}.running_mean"] = torch.zeros_like(tensors[f"{norm}.weight"])
             tensors[f"{norm}.running_var"] = torch.full_like(tensors[f"{norm}.weight"], 1 - eps, dtype=torch.float32)
             folded += 1
-        if bias is not None and f"{norm}.running_mean" in tensors:
-            tensors[f"{norm}.running_mean"] = tensors[f"{norm}.running_mean"] - tensors.pop(f"{conv}.bias")
+        mean = tensors.get(f"{norm}.running_mean")
+        if bias is not None and mean is not None and mean.shape == bias.shape:
+            tensors[f"{norm}.running_mean"] = mean - tensors.pop(f"{conv}.bias")
             biases += 1
     result.folded = folded > 0
     if folded:
@@ -195,8 +210,6 @@ def _unfold(backbone: nn.Module, ours: Mapping[str, str], tensors: dict[str, Ten
 def _conv_of(common: str) -> str:
     """The convolution before a norm layer, by canonical names."""
     norm = common.removesuffix(".running_var")
-    if match := re.fullmatch(r"stem\.(\d+)", norm):
-        return f"stem.{int(match[1]) - 1}"
     return re.sub(r"norm(\d?)$", r"conv\1", norm)
 
 
@@ -204,7 +217,7 @@ def _is_affine_only(norm: str, tensors: Mapping[str, Tensor]) -> bool:
     return f"{norm}.weight" in tensors and f"{norm}.running_var" not in tensors
 
 
-def _keeps_no_statistics(file: File, norm: str) -> bool:
+def _keeps_no_statistics(network: SourceNetwork, norm: str) -> bool:
     """Whether a layer without statistics is a folded batch norm and no group norm: Caffe2's names tell."""
-    original = file.names.get(f"{norm}.weight", "")
-    return file.candidate.family.name == "Caffe2" and "_bn_" in original
+    original = network.names.get(f"{norm}.weight", "")
+    return network.scheme.name == "Caffe2" and "_bn_" in original

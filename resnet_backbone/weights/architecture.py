@@ -1,4 +1,4 @@
-"""Which network a set of weights belongs to, read off its shapes: depth, stem, width, groups and norm layers."""
+"""Which architecture a set of weights has, as its shapes tell: depth, stem, width, groups and norm layers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["Network", "describe_difference", "identify"]
+__all__ = ["Architecture", "describe_difference", "infer_architecture"]
 
 Shape = tuple[int, ...]
 
@@ -22,13 +22,14 @@ _DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
 }
 
 
-class Network(NamedTuple):
-    """A residual network, as far as its weights tell.
+class Architecture(NamedTuple):
+    """The architecture of a residual network, as far as its weights tell.
 
     Attributes:
         bottleneck: Whether its blocks are Bottlenecks.
         blocks: Number of blocks of each stage, from the first stage on.
         deep_stem: Whether its stem has three convolutions.
+        stem_kernel: Kernel size of the stem's first convolution, such as ``(7, 7)``; empty where the file has none.
         avg_down: Whether its shortcuts average before they project; ``None`` where the names do not tell.
         groups: Groups of the 3x3 convolutions of the first stage.
         width: Channels of the first stage's 3x3 convolutions.
@@ -39,6 +40,7 @@ class Network(NamedTuple):
     bottleneck: bool
     blocks: tuple[int, ...]
     deep_stem: bool
+    stem_kernel: tuple[int, ...]
     avg_down: bool | None
     groups: int
     width: int
@@ -47,7 +49,7 @@ class Network(NamedTuple):
 
     @property
     def depth(self) -> int | None:
-        """The depth by which the network is known; ``None`` for block counts that no depth has."""
+        """The depth by which the architecture is known; ``None`` for block counts that no depth has."""
         return _DEPTHS.get((self.bottleneck, self.blocks))
 
     @property
@@ -64,7 +66,7 @@ class Network(NamedTuple):
         return f"ResNet-{number}{variant}"
 
     def config(self) -> dict[str, Any]:
-        """The arguments of a ``ResNet`` that has this network's shapes; its norm layers are batch or group norm."""
+        """The arguments of a ``ResNet`` that has these shapes; its norm layers are batch or group norm."""
         norm = {"type": "BN"} if self.running_statistics else {"type": "GN", "num_groups": 32}
         return {
             "depth": self.depth,
@@ -77,30 +79,32 @@ class Network(NamedTuple):
         }
 
 
-def identify(shapes: Mapping[str, Shape], avg_down: bool | None = None) -> Network | None:
-    """Recognise a network.
+def infer_architecture(shapes: Mapping[str, Shape], avg_down: bool | None = None) -> Architecture | None:
+    """Infer an architecture from the shapes of its tensors.
 
     Args:
         shapes: Shape of each tensor by canonical name.
-        avg_down: What the original names say of the shortcuts.
+        avg_down: Whether shortcuts average, as far as the names of step 1 tell.
 
     Returns:
-        The network; ``None`` where there is no first block to go by.
+        The architecture; ``None`` where there is no first block to go by.
     """
     first = shapes.get("layer1.0.conv1.weight")
     if first is None or len(first) < 3:
         return None
-    second = shapes.get("layer1.0.conv2.weight")
-    bottleneck = "layer1.0.conv3.weight" in shapes
-    base_channels = shapes["layer1.0.conv3.weight"][0] // 4 if bottleneck else first[0]
-    return Network(
+    second = shapes.get("layer1.0.conv2.weight", ())
+    third = shapes.get("layer1.0.conv3.weight", ())
+    bottleneck = len(third) >= 3
+    grouped = bottleneck and len(second) >= 3 and second[1] > 0
+    return Architecture(
         bottleneck=bottleneck,
         blocks=_count_blocks(shapes),
-        deep_stem="stem.0.weight" in shapes,
+        deep_stem="stem.conv3.weight" in shapes,
+        stem_kernel=shapes.get("stem.conv1.weight", ())[2:],
         avg_down=avg_down,
-        groups=first[0] // second[1] if bottleneck and second is not None and len(second) >= 3 else 1,
+        groups=first[0] // second[1] if grouped else 1,
         width=first[0],
-        base_channels=base_channels,
+        base_channels=third[0] // 4 if bottleneck else first[0],
         running_statistics="layer1.0.norm1.running_var" in shapes,
     )
 
@@ -113,13 +117,13 @@ def _count_blocks(shapes: Mapping[str, Shape]) -> tuple[int, ...]:
     return tuple(len(blocks[stage]) for stage in sorted(blocks))
 
 
-def describe_difference(file: Network, backbone: Network, depth: Any = None) -> str | None:
-    """Say why a file's network is not the backbone's.
+def describe_difference(file: Architecture, backbone: Architecture, depth: Any = None) -> str | None:
+    """Say why a file's architecture is not the backbone's.
 
     Only the stages that both have are compared, so a backbone of fewer stages fits a whole network's file.
 
     Args:
-        file: The network in the file.
+        file: The file's architecture.
         backbone: The backbone's.
         depth: The backbone's ``depth`` argument, where it has one.
 
@@ -137,7 +141,8 @@ def describe_difference(file: Network, backbone: Network, depth: Any = None) -> 
     ):
         return f"this file is a {_with_width(file)}; the backbone is a {_with_width(backbone)}"
     if file.deep_stem != backbone.deep_stem:
-        stem = "a deep stem (three 3x3 convolutions)" if file.deep_stem else "one 7x7 convolution as its stem"
+        kernel = f"{'x'.join(map(str, file.stem_kernel))} " if file.stem_kernel else ""
+        stem = "a deep stem (three 3x3 convolutions)" if file.deep_stem else f"one {kernel}convolution as its stem"
         return f"this file is a {file.name}: it has {stem}; the config says deep_stem={backbone.deep_stem}"
     if None not in (file.avg_down, backbone.avg_down) and file.avg_down != backbone.avg_down:
         does = "average before they project" if file.avg_down else "stride in their 1x1 convolution"
@@ -145,5 +150,6 @@ def describe_difference(file: Network, backbone: Network, depth: Any = None) -> 
     return None
 
 
-def _with_width(network: Network) -> str:
-    return network.name if network.base_channels == 64 else f"{network.name} with base_channels={network.base_channels}"
+def _with_width(architecture: Architecture) -> str:
+    name, base = architecture.name, architecture.base_channels
+    return name if base == 64 else f"{name} with base_channels={base}"

@@ -1,0 +1,311 @@
+"""How frameworks name the parameters of a ResNet, and the canonical names that all of them are translated to.
+
+A naming scheme is recognised by its anchor, the key of the first convolution in the first block; what precedes the
+anchor in a file's keys is the prefix of that network. Translation has two steps:
+
+1. ``NamingScheme.rename``, a pure function of one key: ``stem.conv1``, ``layer1.0.conv1``, ``layer1.0.norm1``,
+   ``layer1.0.downsample.0``.
+2. ``canonical_names`` settles what one key cannot tell and the shapes of all can: which layer of a shortcut is the
+   convolution, and which of the stem's norm layers ``bn1`` is.
+
+A backbone's own names go through the same two steps, so both sides meet in the middle.
+
+To add a scheme, write a function of a key, or a table of patterns for ``_by_rules``, and add it to ``SCHEMES``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+__all__ = [
+    "SCHEMES",
+    "NamingScheme",
+    "PrefixMatch",
+    "canonical_names",
+    "find_prefixes",
+    "module_names",
+    "source_name",
+    "strip_wrappers",
+]
+
+Shape = tuple[int, ...]
+Rename = Callable[[str], str]
+
+# Modules that wrap others and leave their weights as they are: torch.compile, FSDP, activation checkpointing.
+_WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
+
+class NamingScheme(NamedTuple):
+    """A way to name a ResNet's parameters.
+
+    Attributes:
+        name: Who uses it.
+        anchor: The key of the first convolution in the first block.
+        rename: Maps one of a network's keys, without the network's prefix, to the names of step 1. What it does not
+            know, a classifier for example, it returns as it is.
+    """
+
+    name: str
+    anchor: str
+    rename: Rename
+
+
+class PrefixMatch(NamedTuple):
+    """A ResNet found among the keys of a file.
+
+    Attributes:
+        prefix: What precedes its names.
+        scheme: How it names its parameters.
+    """
+
+    prefix: str
+    scheme: NamingScheme
+
+
+def strip_wrappers(key: str) -> str:
+    """Remove the names of wrapping modules, such as ``_orig_mod.``, from a key."""
+    return _WRAPPERS.sub("", key)
+
+
+def find_prefixes(keys: Iterable[str]) -> list[PrefixMatch]:
+    """Find every ResNet among the keys of a state dict.
+
+    Args:
+        keys: The keys.
+
+    Returns:
+        Prefix and naming scheme of each, in the order of the keys.
+    """
+    anchors = tuple(scheme.anchor for scheme in SCHEMES)
+    found = []
+    for key in keys:
+        if not key.endswith(anchors):
+            continue
+        for scheme in SCHEMES:
+            prefix = key[: -len(scheme.anchor)]
+            if key.endswith(scheme.anchor) and (not prefix or prefix[-1] in "./_"):
+                found.append(PrefixMatch(prefix, scheme))
+                break
+    return found
+
+
+def canonical_names(shapes: Mapping[str, Shape]) -> dict[str, str]:
+    """Map the names of step 1 to names that do not depend on the kind of stem or shortcut.
+
+    Args:
+        shapes: Shape of each tensor by its name of step 1.
+
+    Returns:
+        The canonical name of each: ``stem.norm`` becomes ``stem.norm1`` or, in a deep stem, ``stem.norm3``;
+        ``downsample.0`` becomes ``downsample.conv`` or ``downsample.norm``.
+    """
+    last = max((int(match[1]) for name in shapes if (match := re.match(r"stem\.conv(\d)\.", name))), default=1)
+    projections = {
+        match[0]
+        for name, shape in shapes.items()
+        # The weight of a convolution has three dimensions or more, that of a norm layer has one.
+        if (match := _DOWNSAMPLE.match(name)) and name.endswith(".weight") and len(shape) >= 3
+    }
+    return {name: _canonical_name(name, last, projections) for name in shapes}
+
+
+_DOWNSAMPLE = re.compile(r"layer[\w.]*?\.downsample\.\d+(?=\.)")
+
+
+def _canonical_name(name: str, last_stem_layer: int, projections: set[str]) -> str:
+    if name.startswith("stem.norm."):
+        return f"stem.norm{last_stem_layer}{name.removeprefix('stem.norm')}"
+    if match := _DOWNSAMPLE.match(name):
+        layer = "conv" if match[0] in projections else "norm"
+        return f"{match[0].rpartition('.')[0]}.{layer}{name[match.end() :]}"
+    return name
+
+
+def module_names(shapes: Mapping[str, Shape]) -> tuple[dict[str, str], dict[str, Shape]]:
+    """Translate the names of a module's own state dict, wrappers' names removed.
+
+    Args:
+        shapes: Shape of each tensor by its name.
+
+    Returns:
+        The canonical name of each tensor, and the shapes by the names of step 1.
+    """
+    renamed = {name: _torchvision_name(strip_wrappers(name)) for name in shapes}
+    step1 = {renamed[name]: shape for name, shape in shapes.items()}
+    names = canonical_names(step1)
+    return {name: names[renamed[name]] for name in shapes}, step1
+
+
+def _by_rules(*rules: tuple[str, str]) -> Rename:
+    """Make a rename function of patterns: the first that matches from the beginning of a key is replaced."""
+    compiled = [(re.compile(pattern), replacement) for pattern, replacement in rules]
+
+    def rename(key: str) -> str:
+        return next((pattern.sub(repl, key, count=1) for pattern, repl in compiled if pattern.match(key)), key)
+
+    return rename
+
+
+def _plus(number: str, offset: int) -> int:
+    return int(number) + offset
+
+
+def _torchvision_name(key: str) -> str:
+    """Torchvision's, timm's and mmdet's names, with any of the stems that are in use."""
+    # timm's deep stem is called conv1, with bn1 behind it; mmpretrain's and mmpose's is made of mmcv's ConvModules.
+    if match := re.match(r"stem\.(\d)\.(conv|bn|gn|norm)\.", key):
+        kind = "conv" if match[2] == "conv" else "norm"
+        return f"stem.{kind}{_plus(match[1], 1)}.{key[match.end() :]}"
+    if match := re.match(r"(?:stem|conv1)\.(\d)\.", key):
+        index = int(match[1])
+        return f"stem.{'norm' if index % 3 else 'conv'}{index // 3 + 1}.{key[match.end() :]}"
+    if match := re.match(r"(conv1|(?:bn|gn|in|ln|norm|norm_layer)1)\.", key):
+        return f"stem.{'conv1' if match[1] == 'conv1' else 'norm'}.{key[match.end() :]}"
+    # mmdet's checkpoints of before mmcv's version 2 have the offsets of a deformable convolution beside it.
+    key = re.sub(r"^(layer\d+\.\d+\.conv\d)_offset\.", r"\1.conv_offset.", key)
+    return re.sub(r"^(layer\d+\.(?:branches\.\d+\.)?\d+\.)(?:bn|gn|in|ln|norm|norm_layer)(\d)(?=\.)", r"\1norm\2", key)
+
+
+def _detectron2_name(key: str) -> str:
+    if match := re.fullmatch(r"stem\.conv(\d)\.(norm\.)?(\w+)", key):
+        number, norm, rest = match.groups()
+        return f"stem.{'norm' if norm else 'conv'}{number}.{rest}"
+    match = re.fullmatch(r"res(\d)\.(\d+)\.(\w+)\.(norm\.)?(\w+)", key)
+    if not match:
+        return key
+    stage, block, layer, norm, rest = match.groups()
+    if layer == "shortcut":
+        layer = f"downsample.{int(norm is not None)}"
+    elif layer.endswith("_offset"):
+        # The offsets of a deformable convolution lie beside it in detectron2, inside it in mmcv.
+        layer = f"{layer.removesuffix('_offset')}.conv_offset"
+    elif norm:
+        layer = layer.replace("conv", "norm")
+    return f"layer{_plus(stage, -1)}.{block}.{layer}.{rest}"
+
+
+_CAFFE2_STATISTICS = {
+    "s": "weight",
+    "gamma": "weight",
+    "b": "bias",
+    "beta": "bias",
+    "rm": "running_mean",
+    "running_mean": "running_mean",
+    "riv": "running_var",
+    "running_var": "running_var",
+}
+_CAFFE2_LAYERS = {"2a": "1", "2b": "2", "2c": "3"}
+
+
+def _caffe2_name(key: str) -> str:
+    if match := re.fullmatch(r"conv1_([wb])", key):
+        return f"stem.conv1.{'weight' if match[1] == 'w' else 'bias'}"
+    if match := re.fullmatch(r"(?:res_)?conv1_(?:bn|gn)_(\w+)", key):
+        return f"stem.norm1.{_CAFFE2_STATISTICS.get(match[1], match[1])}"
+    match = re.fullmatch(r"res(\d)_(\d+)_branch(1|2a|2b|2c)_(?:(bn|gn)_)?(\w+)", key)
+    if not match:
+        return key
+    stage, block, branch, norm, rest = match.groups()
+    kind = "norm" if norm else "conv"
+    layer = f"downsample.{int(norm is not None)}" if branch == "1" else f"{kind}{_CAFFE2_LAYERS[branch]}"
+    rest = _CAFFE2_STATISTICS.get(rest, rest) if norm else {"w": "weight", "b": "bias"}.get(rest, rest)
+    return f"layer{_plus(stage, -1)}.{block}.{layer}.{rest}"
+
+
+_REGNET_LAYERS = {
+    **{f"f.{letter}": f"conv{number}" for number, letter in enumerate("abc", 1)},
+    **{f"f.{letter}_bn": f"norm{number}" for number, letter in enumerate("abc", 1)},
+    **{f"conv{number}.conv": f"conv{number}" for number in (1, 2, 3)},
+    **{f"conv{number}.bn": f"norm{number}" for number in (1, 2, 3)},
+    "proj": "downsample.0",
+    "bn": "downsample.1",
+    "downsample.conv": "downsample.0",
+    "downsample.bn": "downsample.1",
+}
+
+
+def _regnet_name(key: str) -> str:
+    """The names of pycls, and timm's for the same networks."""
+    if match := re.fullmatch(r"stem\.(conv|bn)\.(\w+)", key):
+        return f"stem.{'conv1' if match[1] == 'conv' else 'norm1'}.{match[2]}"
+    match = re.fullmatch(r"s(\d)\.b(\d+)\.([\w.]+)\.(\w+)", key)
+    if not match or match[3] not in _REGNET_LAYERS:
+        return key
+    return f"layer{match[1]}.{_plus(match[2], -1)}.{_REGNET_LAYERS[match[3]]}.{match[4]}"
+
+
+def _transformers_name(key: str) -> str:
+    if match := re.fullmatch(r"embedder\.embedder\.(convolution|normalization)\.(\w+)", key):
+        return f"stem.{'conv1' if match[1] == 'convolution' else 'norm1'}.{match[2]}"
+    match = re.fullmatch(
+        r"encoder\.stages\.(\d)\.layers\.(\d+)\.(?:layer\.(\d)|shortcut)\.(convolution|normalization)\.(\w+)", key
+    )
+    if not match:
+        return key
+    stage, block, index, kind, rest = match.groups()
+    norm = kind == "normalization"
+    layer = f"downsample.{int(norm)}" if index is None else f"{'norm' if norm else 'conv'}{_plus(index, 1)}"
+    return f"layer{_plus(stage, 1)}.{block}.{layer}.{rest}"
+
+
+def _sequential_name(key: str) -> str:
+    """``nn.Sequential(*resnet.children())``, as many self-supervised projects build their encoder."""
+    if match := re.match(r"([01])\.", key):
+        return f"stem.{'norm1' if match[1] == '1' else 'conv1'}.{key[match.end() :]}"
+    if match := re.match(r"([4-7])\.(?=\d+\.)", key):
+        return _torchvision_name(f"layer{_plus(match[1], -3)}.{key[match.end() :]}")
+    return key
+
+
+# Three branches, of kernel size 3, 5 and 7, each stage of each a layer of its own.
+_branches = _by_rules(
+    *((rf"layer{size}x{size}_(\d)\.", rf"layer\1.branches.{index}.") for index, size in enumerate((3, 5, 7)))
+)
+
+
+def _multi_scale_name(key: str) -> str:
+    return _torchvision_name(_branches(key))
+
+
+SCHEMES: tuple[NamingScheme, ...] = (
+    NamingScheme("torchvision", "layer1.0.conv1.weight", _torchvision_name),
+    NamingScheme("detectron2", "res2.0.conv1.weight", _detectron2_name),
+    NamingScheme("Caffe2", "res2_0_branch2a_w", _caffe2_name),
+    NamingScheme("pycls", "s1.b1.f.a.weight", _regnet_name),
+    NamingScheme("timm RegNet", "s1.b1.conv1.conv.weight", _regnet_name),
+    NamingScheme("transformers", "encoder.stages.0.layers.0.layer.0.convolution.weight", _transformers_name),
+    NamingScheme("nn.Sequential of torchvision's layers", "4.0.conv1.weight", _sequential_name),
+    NamingScheme("resnet_backbone's MultiScaleResNet1d", "layer1.branches.0.0.conv1.weight", _torchvision_name),
+    NamingScheme("Multi-Scale-1D-ResNet", "layer3x3_1.0.conv1.weight", _multi_scale_name),
+)
+
+# Who writes torchvision's names with others beside them, told by the keys of the whole state dict.
+_SIGNS: tuple[tuple[str, str], ...] = (
+    (r"(^|\.)(module\.)?encoder_q\.", "MoCo"),
+    (r"(^|\.)(module\.)?base_encoder\.", "MoCo v3"),
+    (r"(^|\.)prototypes\.", "SwAV"),
+    (r"(^|\.)head\.last_layer\.", "DINO"),
+    (r"(^|\.)expander\.|(^|\.)projector\.\d+\.", "Barlow Twins or VICReg"),
+    (r"^backbone\.bottom_up\.", "detectron2"),
+    (r"^backbone\.body\.", "torchvision's detectors"),
+    (r"^(module\.)?backbone\.|(^|\.)stem\.0\.(conv\.)?weight$", "mmdet, mmpretrain or mmseg"),
+    (r"(^|\.)conv1\.0\.weight$", "timm, deep stem"),
+)
+
+
+def source_name(match: PrefixMatch, keys: Iterable[str]) -> str:
+    """Return who names parameters as a file does.
+
+    Args:
+        match: The network found.
+        keys: All keys of its state dict.
+    """
+    if match.scheme.name != "torchvision":
+        return match.scheme.name
+    keys = list(keys)
+    for pattern, name in _SIGNS:
+        if any(re.search(pattern, key) for key in keys):
+            return name
+    return "torchvision or timm"
