@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from .errors import CheckpointError
-from .read import containers, read_file
 from .match import SourceNetwork, match_state_dict, read_network
 from .names import PrefixMatch, find_prefixes, strip_wrappers
+from .read import containers, read_file
 from .sources import ResolvedSource, resolve
 
 __all__ = ["FoundNetwork", "find_network", "open_checkpoint"]

@@ -16,10 +16,10 @@ from ..errors import ArgumentTypeError
 from .checkpoint import FoundNetwork, find_network, open_checkpoint
 from .checks import check_match, check_values, warnings_about
 from .errors import MismatchError
-from .read import metadata_of
 from .match import Match, match_state_dict
 from .names import PrefixMatch, source_name
 from .preprocessing import infer_preprocessing
+from .read import metadata_of
 from .report import LoadReport
 from .sources import ResolvedSource
 

@@ -18,9 +18,9 @@ from ..errors import ArgumentError, ArgumentTypeError, UnknownNameError, did_you
 from . import zoo
 from .download import cached_path, fetch, hash_in_name, matches_hash, without_credentials
 from .errors import CheckpointError, CheckpointNotFoundError, DownloadError
-from .read import read_file
 from .hub import fetch_from_hub, timm_repository
 from .preprocessing import IMAGENET_RGB, Preprocessing
+from .read import read_file
 
 __all__ = ["ResolvedSource", "resolve"]
 

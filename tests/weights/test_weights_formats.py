@@ -354,15 +354,11 @@ def test_two_networks_of_one_kind_need_a_prefix(shake, image, torchvision_levels
     model = shake(torchvision.models.resnet18())
     other = shake(torchvision.models.resnet18(), seed=5)
     torch.save(wrap(model.state_dict(), "left.") | wrap(other.state_dict(), "right."), tmp_path / "two.pth")
-    with pytest.raises(
-        CheckpointError, match=r"2 networks, under the prefixes 'left\.', 'right\.'"
-    ):
+    with pytest.raises(CheckpointError, match=r"2 networks, under the prefixes 'left\.', 'right\.'"):
         load_pretrained(ResNet(depth=18), tmp_path / "two.pth")
     for prefix in ("left", "left."):
         check(ResNet(depth=18), tmp_path / "two.pth", torchvision_levels(model, image), prefix=prefix)
-    with pytest.raises(
-        CheckpointError, match=r"prefix='up'; it has networks under 'left\.', 'right\.'"
-    ):
+    with pytest.raises(CheckpointError, match=r"prefix='up'; it has networks under 'left\.', 'right\.'"):
         load_pretrained(ResNet(depth=18), tmp_path / "two.pth", prefix="up")
 
 
