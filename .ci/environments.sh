@@ -61,3 +61,10 @@ install_onedl() {
 install_oldest() {
     "$1" install --quiet torch==2.1.0 torchvision==0.16.0 'numpy<2' 'setuptools<81' mmcv-lite==2.1.0 mmengine==0.10.7
 }
+
+# What mypy reads: the libraries with their types, without the package itself.
+install_lint() {
+    "$1" install --quiet "$(sed -n 's/^dev = .*"\(ruff==[^"]*\)".*/\1/p' pyproject.toml)" \
+        "$(sed -n 's/^dev = .*"\(mypy==[^"]*\)".*/\1/p' pyproject.toml)" \
+        torch torchvision mmengine 'mmcv-lite>=2.1' 'setuptools<82' matplotlib rich pillow
+}
