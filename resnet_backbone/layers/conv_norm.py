@@ -17,7 +17,7 @@ from torch.nn.modules import module as nn_module
 from torch.utils._device import DeviceContext
 from torch.utils.checkpoint import checkpoint
 
-from .tracing import is_compiling, is_tracing
+from .tracing import is_compiling, is_recording, is_tracing
 
 __all__ = ["conv_norm", "conv_norm_sequence", "fold_weights", "has_hooks", "is_foldable", "norm_as_affine"]
 
@@ -47,7 +47,9 @@ def conv_norm(conv: Any, norm: Any, x: Tensor, fold: bool, *, checkpointed: bool
         return cast(Tensor, norm(conv(x)))
     # An ordinary operation saves its inputs before it runs, so that a checkpoint need not run the last one again.
     if checkpointed or is_tracing() or not torch.is_grad_enabled():
-        weight, bias = fold_weights(conv, norm, rescale_in_backward=is_compiling() and conv.training)
+        weight, bias = fold_weights(
+            conv, norm, rescale_in_backward=conv.training and is_compiling() and not is_recording()
+        )
         return cast(Tensor, conv._conv_forward(x, weight, bias))
     return cast(Tensor, _ScaledConv.apply(x, conv.weight, *norm_as_affine(norm, conv.bias), conv))
 

@@ -18,7 +18,7 @@ from torch.nn.modules.utils import _pair
 
 from ..errors import ArgumentError, check_channels
 
-__all__ = ["DeformConv2dPack", "ModulatedDeformConv2dPack", "rename_old_offsets"]
+__all__ = ["DeformConv2dPack", "ModulatedDeformConv2dPack", "deform_conv2d", "is_on_border", "rename_old_offsets"]
 
 Size = int | tuple[int, int]
 
@@ -96,18 +96,16 @@ class _DeformConvPack(nn.Module):
         It adds offsets to pixel positions in the precision of its input, and half precision cannot tell neighbouring
         pixels apart beyond 256 (bfloat16) or 2048 (float16). On a CPU it knows neither.
         """
-        from torchvision.ops import deform_conv2d
-
         dtype = torch.float64 if offset.dtype == torch.float64 else torch.float32
-        out: Tensor = deform_conv2d(
+        out = deform_conv2d(
             x.to(dtype),
             offset.to(dtype),
             self.weight.to(dtype),
             None if self.bias is None else self.bias.to(dtype),
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            mask=None if mask is None else mask.to(dtype),
+            self.stride,
+            self.padding,
+            self.dilation,
+            None if mask is None else mask.to(dtype),
         )
         # The operator returns (N, C, H, W) in memory whatever it is given: the next layers would copy to and fro.
         if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
@@ -258,6 +256,75 @@ class ModulatedDeformConv2dPack(_DeformConvPack):
         offset, mask = self.conv_offset(x).split([2 * points, points], dim=1)
         # A copy of its own: the backward pass would otherwise keep the weights' third as well.
         return self._sample_and_convolve(x, offset.contiguous(), torch.sigmoid(mask))
+
+
+def deform_conv2d(
+    x: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Compute a deformable convolution by torchvision's operator, with the gradients of mmcv's.
+
+    The two differ in the gradient of an offset that puts a sampling point exactly one pixel before the first row or
+    column, where the derivative jumps: mmcv takes 0, torchvision's the derivative from within.
+    With all offsets zero, where training starts, and a padding of 1 that is every point on those borders.
+
+    Args:
+        x: Features of shape ``(N, in_channels, H, W)``.
+        offset: Offsets in pixels, y and x in turn, of shape ``(N, 2 * deform_groups * kh * kw, H_out, W_out)``.
+        weight: Weight of shape ``(out_channels, in_channels / groups, kh, kw)``.
+        bias: One number per output channel.
+        stride: Stride, along y and x.
+        padding: Zeros added on each side, along y and x.
+        dilation: Distance between the kernel's points, along y and x.
+        mask: Weight of each sample, of shape ``(N, deform_groups * kh * kw, H_out, W_out)``; ``None`` to weight none.
+    """
+    from torchvision.ops import deform_conv2d as operator
+
+    if offset.requires_grad:
+        border = is_on_border(offset, (weight.shape[2], weight.shape[3]), stride, padding, dilation)
+        offset = torch.where(border, offset.detach(), offset)
+    out: Tensor = operator(x, offset, weight, bias, stride, padding, dilation, mask)
+    return out
+
+
+def is_on_border(
+    offset: Tensor,
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> Tensor:
+    """Tell which offsets put their sampling point exactly one pixel before the first row (y) or column (x).
+
+    Args:
+        offset: As for ``deform_conv2d``.
+        kernel_size: Size of the kernel, along y and x.
+        stride: As for ``deform_conv2d``.
+        padding: As for ``deform_conv2d``.
+        dilation: As for ``deform_conv2d``.
+
+    Returns:
+        One boolean for each offset.
+    """
+    steps = (
+        torch.arange(size, device=offset.device) * stride[axis] - padding[axis]
+        for axis, size in enumerate(offset.shape[2:])
+    )
+    taps = (torch.arange(size, device=offset.device) * dilation[axis] for axis, size in enumerate(kernel_size))
+    (rows, columns), (tap_y, tap_x) = steps, taps
+    points = (*kernel_size, *offset.shape[2:])
+    y = (tap_y[:, None, None, None] + rows[:, None]).expand(points)
+    x = (tap_x[:, None, None] + columns).expand(points)
+    # Offsets are y and x in turn, point after point. Integers first, and then one rounding, as in the operator.
+    grid = torch.stack([y, x], dim=2).flatten(0, 2).to(offset.dtype)
+    # A group of input channels has all of the points: the grid repeats for each.
+    return offset + grid.repeat(offset.shape[1] // len(grid), 1, 1) == -1
 
 
 def rename_old_offsets(state_dict: dict[str, Any], conv: str) -> None:

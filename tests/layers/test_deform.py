@@ -12,7 +12,12 @@ from torch import nn
 from resnet_backbone import ResNet, build_backbone, build_conv_layer, load_pretrained
 from resnet_backbone.errors import ArgumentError
 from resnet_backbone.layers import dcn_types
-from resnet_backbone.layers.deform import DeformConv2dPack, ModulatedDeformConv2dPack
+from resnet_backbone.layers.deform import (
+    DeformConv2dPack,
+    ModulatedDeformConv2dPack,
+    deform_conv2d,
+    is_on_border,
+)
 
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 OWN = [DeformConv2dPack, ModulatedDeformConv2dPack]
@@ -92,6 +97,23 @@ def test_starts_as_an_ordinary_convolution(cls):
     # Zero offsets; and sample weights of sigmoid(0).
     scale = 0.5 if cls is ModulatedDeformConv2dPack else 1
     torch.testing.assert_close(layer(x), scale * ordinary)
+
+
+@pytest.mark.parametrize("modulated", [False, True])
+def test_points_on_the_border_move_no_offset(modulated):
+    """With zero offsets a padding of 1 puts every first row and column of points there; mmcv gives them no gradient."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(1, 4, 5, 6), torch.randn(4, 4, 3, 3)
+    offset = torch.zeros(1, 18, 5, 6, requires_grad=True)
+    mask = torch.rand(1, 9, 5, 6) if modulated else None
+    deform_conv2d(x, offset, weight, None, (1, 1), (1, 1), (1, 1), mask).square().sum().backward()
+    border = is_on_border(offset, (3, 3), (1, 1), (1, 1), (1, 1)).view(3, 3, 2, 5, 6)
+    expected = torch.zeros(3, 3, 2, 5, 6, dtype=torch.bool)
+    expected[0, :, 0, 0] = expected[:, 0, 1, :, 0] = True
+    assert torch.equal(border, expected)
+    gradient = offset.grad.view(3, 3, 2, 5, 6)
+    assert not gradient[border].any()
+    assert gradient[1, 1].all()
 
 
 def test_bias():
