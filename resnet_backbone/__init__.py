@@ -24,8 +24,10 @@ from .integrations.mmdet.registry import BACKBONES, build_backbone
 from .integrations.torchvision import with_fpn
 from .layers.build import build_conv_layer, build_norm_layer, build_plugin_layer
 from .multi_scale import MultiScaleResNet1d
+from .regnet import RegNet
 from .res_layer import ResLayer
 from .resnet import ResNet, ResNetV1c, ResNetV1d
+from .resnext import ResNeXt
 from .weights import LoadReport, load_pretrained
 
 __all__ = [
@@ -34,7 +36,9 @@ __all__ = [
     "Bottleneck",
     "LoadReport",
     "MultiScaleResNet1d",
+    "RegNet",
     "ResLayer",
+    "ResNeXt",
     "ResNet",
     "ResNetV1c",
     "ResNetV1d",

@@ -192,13 +192,15 @@ class ResidualBlock(BaseModule):
         Returns:
             Features of shape ``(N, planes * expansion, H / stride, W / stride)``.
         """
+        return cast(Tensor, self.relu(self._sum(x)))
+
+    def _sum(self, x: Tensor) -> Tensor:
+        """Compute what the last ReLU receives, in a checkpoint where ``with_cp`` asks for one."""
         if self.with_cp and is_grad_enabled() and not is_recording(x) and self._may_checkpoint(x):
             # The view adds up the gradients of the block's two branches before any other consumer's of x: the order
             # of a reentrant checkpoint, and so mmdet's bits.
-            out = checkpoint(self._residual_and_shortcut, x.view_as(x), use_reentrant=False)
-        else:
-            out = self._residual_and_shortcut(x)
-        return cast(Tensor, self.relu(out))
+            return checkpoint(self._residual_and_shortcut, x.view_as(x), use_reentrant=False)
+        return self._residual_and_shortcut(x)
 
     def _may_checkpoint(self, x: Tensor) -> bool:
         """Whether computing the block twice leaves the same running statistics as in mmdet.
@@ -441,7 +443,7 @@ class Bottleneck(ResidualBlock):
         if self.with_plugins:
             out = self.forward_plugin(out, self.after_conv1_plugin_names)
 
-        out = self.relu(self._conv_norm(self.conv2, self.norm2, out))
+        out = self._middle(out)
         if self.with_plugins:
             out = self.forward_plugin(out, self.after_conv2_plugin_names)
 
@@ -450,3 +452,7 @@ class Bottleneck(ResidualBlock):
             out = self.forward_plugin(out, self.after_conv3_plugin_names)
 
         return self._add_shortcut(out, x)
+
+    def _middle(self, x: Tensor) -> Tensor:
+        """Compute what stands between the two 1x1 convolutions."""
+        return cast(Tensor, self.relu(self._conv_norm(self.conv2, self.norm2, x)))

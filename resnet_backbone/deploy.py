@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmcv.cnn import ConvModule
@@ -68,8 +69,8 @@ def fold_for_good(backbone: nn.Module, stem: Pairs) -> None:
 
 def _pairs_in(part: nn.Module) -> Pairs:
     """The names of the convolutions that ``part`` runs right before a norm layer, each with the norm layer's."""
-    if isinstance(part, ResidualBlock) and computes_as_ours(part):
-        return part.conv_norm_names
+    if computes_as_ours(part):
+        return cast(Pairs, part.conv_norm_names)
     if isinstance(part, ConvModule) and part.with_norm and part.order.index("norm") == part.order.index("conv") + 1:
         return [("conv", part.norm_name)]
     if type(part) is nn.Sequential:
@@ -78,27 +79,28 @@ def _pairs_in(part: nn.Module) -> Pairs:
     return []
 
 
-def computes_as_ours(block: ResidualBlock) -> bool:
-    """Whether ``conv_norm_names`` describes the forward pass: it was defined with it, or for it, and not before."""
+def computes_as_ours(part: nn.Module) -> bool:
+    """Whether ``part`` has ``conv_norm_names`` that describe its forward pass: no subclass computes otherwise."""
     names, *computations = (
-        next(depth for depth, cls in enumerate(type(block).__mro__) if name in vars(cls))
-        for name in ("conv_norm_names", "forward", "_residual_and_shortcut")
+        next((depth for depth, cls in enumerate(type(part).__mro__) if name in vars(cls)), math.inf)
+        for name in ("conv_norm_names", "forward", "_residual_and_shortcut", "_middle")
     )
-    return names <= min(computations)
+    return names < math.inf and names <= min(computations)
 
 
 def _fold_pair(owner: nn.Module, name_of_conv: str, name_of_norm: str) -> None:
-    conv: Any = getattr(owner, name_of_conv)
-    norm: Any = getattr(owner, name_of_norm)
+    conv: Any = owner.get_submodule(name_of_conv)
+    norm: Any = owner.get_submodule(name_of_norm)
+    path, _, leaf = name_of_norm.rpartition(".")
     if not _is_conv(conv) or not isinstance(norm, _BatchNorm) or norm.running_mean is None:
         return
     with torch.no_grad():
         if is_foldable(conv, norm) or _is_modulated_deform_conv(conv):
             weight, bias = fold_weights(conv, norm)
             conv.weight, conv.bias = nn.Parameter(weight), nn.Parameter(bias)
-            setattr(owner, name_of_norm, nn.Identity())
+            setattr(owner.get_submodule(path), leaf, nn.Identity())
         else:
-            setattr(owner, name_of_norm, ChannelAffine(*norm_as_affine(norm)))
+            setattr(owner.get_submodule(path), leaf, ChannelAffine(*norm_as_affine(norm)))
 
 
 def _is_conv(layer: nn.Module) -> bool:

@@ -31,7 +31,7 @@ from .arguments import (
     check_stem_stride,
     check_style,
 )
-from .blocks import BasicBlock, Bottleneck, ResidualBlock
+from .blocks import BasicBlock, Bottleneck
 from .deploy import fold_for_good, with_constant_weights
 from .errors import ArgumentError, ArgumentTypeError, DeployedError, UnknownNameError, check_channels, did_you_mean
 from .layers.build import build_conv_layer, build_norm_layer
@@ -245,11 +245,20 @@ class ResNet(BaseModule):
         self.contract_dilation = contract_dilation
         self.stem_stride = stem_stride
         self._base_width = base_width
-        self.stage_blocks = stage_blocks[:num_stages]
-        self.inplanes = stem_channels
+        self.stage_blocks: Sequence[int] = stage_blocks[:num_stages]
 
         block_init_cfg = self._set_init_cfg(pretrained)
         self._make_stem_layer(in_channels, stem_channels)
+        self._make_stages(block_init_cfg)
+        self._freeze_stages()
+        self._set_fold_norm(fold_norm)
+        self.channels_last = channels_last
+        if channels_last:
+            self.to(memory_format=memory_format(self.spatial_dims))
+
+    def _make_stages(self, block_init_cfg: Cfg | None) -> None:
+        """Build the stages, or replace them."""
+        self.inplanes = self.stem_channels
         self.res_layers: list[str] = []
         for index, num_blocks in enumerate(self.stage_blocks):
             planes = self._stage_planes(index)
@@ -258,15 +267,15 @@ class ResNet(BaseModule):
                 inplanes=self.inplanes,
                 planes=planes,
                 num_blocks=num_blocks,
-                stride=strides[index],
-                dilation=dilations[index],
-                style=style,
-                avg_down=avg_down,
-                with_cp=with_cp[index] if isinstance(with_cp, Sequence) else with_cp,
-                conv_cfg=conv_cfg,
-                norm_cfg=norm_cfg,
-                dcn=dcn if dcn is not None and stage_with_dcn[index] else None,
-                plugins=None if plugins is None else self.make_stage_plugins(plugins, index),
+                stride=self.strides[index],
+                dilation=self.dilations[index],
+                style=self.style,
+                avg_down=self.avg_down,
+                with_cp=self.with_cp[index] if isinstance(self.with_cp, Sequence) else self.with_cp,
+                conv_cfg=self.conv_cfg,
+                norm_cfg=self.norm_cfg,
+                dcn=self.dcn if self.dcn is not None and self.stage_with_dcn[index] else None,
+                plugins=None if self.plugins is None else self.make_stage_plugins(self.plugins, index),
                 init_cfg=block_init_cfg,
                 **self._stage_options(index),
             )
@@ -275,17 +284,12 @@ class ResNet(BaseModule):
             self.add_module(self.res_layers[-1], stage)
         self.feat_dim: int = self.inplanes
 
-        self._freeze_stages()
-        self._set_fold_norm(fold_norm)
-        self.channels_last = channels_last
-        if channels_last:
-            self.to(memory_format=memory_format(self.spatial_dims))
-
     def _set_fold_norm(self, fold_norm: bool) -> None:
         # Set afterwards: a subclass's blocks have constructors that do not know the argument.
         self.fold_norm = fold_norm
+        module: Any
         for module in self.modules():
-            if isinstance(module, ResidualBlock):
+            if hasattr(module, "fold_norm"):
                 module.fold_norm = fold_norm
 
     def _architecture(self, depth: int) -> tuple[type[Any], tuple[int, ...]]:
@@ -316,11 +320,13 @@ class ResNet(BaseModule):
                 {"type": "Kaiming", "layer": f"Conv{self.spatial_dims}d"},
                 {"type": "Constant", "val": 1, "layer": ["_BatchNorm", "GroupNorm"]},
             ]
-            # A subclass's own block starts its last norm layer at one, as in mmdet.
-            last_norm = _LAST_NORM.get(self.block)
-            if self.zero_init_residual and last_norm is not None:
-                return {"type": "Constant", "val": 0, "override": {"name": last_norm}}
+            return self._block_init_cfg() if self.zero_init_residual else None
         return None
+
+    def _block_init_cfg(self) -> Cfg | None:
+        """The initialisation that ``zero_init_residual`` stands for: a subclass's own block has none, as in mmdet."""
+        last_norm = _LAST_NORM.get(self.block)
+        return None if last_norm is None else {"type": "Constant", "val": 0, "override": {"name": last_norm}}
 
     def _make_stem_layer(self, in_channels: int, stem_channels: int) -> None:
         """Build the stem: stride ``stem_stride``, from ``in_channels`` to ``stem_channels``."""

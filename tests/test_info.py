@@ -259,7 +259,7 @@ def test_command(tmp_path, capsys):
             ["--cfg-options", "type=ResNetV1e"],
             "no backbone is registered as 'ResNetV1e' in scope 'mmdet'. Did you mean",
         ),
-        (["--cfg-options", "type=Unheard"], "This package has ResNet, ResNetV1c, ResNetV1d, MultiScaleResNet1d"),
+        (["--cfg-options", "type=Unheard"], "This package has ResNet, ResNetV1d, ResNeXt, RegNet"),
         (["--cfg-options", "depth.x=3"], "--cfg-options cannot set 'depth.x=3'"),
         (["--cfg-options", "frozen_stage=1"], "has no argument 'frozen_stage'. Did you mean 'frozen_stages'?"),
     ],

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..blocks import ResidualBlock
+from ..deploy import computes_as_ours
 from ..errors import ArgumentError, ArgumentTypeError, check_channels, is_int
 from ..integrations.mmdet.configs import load_backbone_cfg
 from ..integrations.mmdet.registry import build_backbone
@@ -230,8 +230,8 @@ def _folded_norms(backbone: Any) -> Iterator[nn.Module]:
     if hasattr(backbone, "conv1"):
         pairs.append((backbone.conv1, backbone.norm1))
     for module in backbone.modules():
-        if isinstance(module, ResidualBlock):
-            pairs += ((getattr(module, conv), getattr(module, norm)) for conv, norm in module.conv_norm_names)
+        if computes_as_ours(module):
+            pairs += ((module.get_submodule(conv), module.get_submodule(norm)) for conv, norm in module.conv_norm_names)
         elif isinstance(module, nn.Sequential):
             pairs += pairwise(module)
     yield from (norm for conv, norm in pairs if isinstance(norm, _BatchNorm) and is_foldable(conv, norm))

@@ -27,15 +27,17 @@ from ...errors import ArgumentTypeError, UnknownNameError, did_you_mean
 from ...layers import SELayer
 from ...layers.dcn_types import OWN_TYPES, has_compiled_mmcv, register_deform_convs
 from ...multi_scale import MultiScaleResNet1d
+from ...regnet import RegNet
 from ...res_layer import ResLayer
 from ...resnet import ResNet, ResNetV1c, ResNetV1d
+from ...resnext import ResNeXt
 from . import pretrained as _pretrained  # noqa: F401 - registers the initialiser
 from .runner_files import read_runner_files
 
 __all__ = ["BACKBONES", "MODELS", "build_backbone"]
 
 # What an mmdet config asks for by these names, it now gets from here.
-OVERRIDES: tuple[type[nn.Module], ...] = (ResNet, ResNetV1d)
+OVERRIDES: tuple[type[nn.Module], ...] = (ResNet, ResNetV1d, ResNeXt, RegNet)
 # Registered where the name is free: mmdet's own 'ResLayer', for one, is the shared head of its C4 detectors.
 ADDITIONS: tuple[type[nn.Module], ...] = (ResNetV1c, MultiScaleResNet1d, BasicBlock, Bottleneck, ResLayer)
 
@@ -116,7 +118,7 @@ def build_backbone(cfg: dict[str, Any]) -> nn.Module:
 
 
 def _unknown_backbone(name: str, registry: Registry) -> str:
-    backbones: tuple[type[nn.Module], ...] = (ResNet, ResNetV1c, ResNetV1d, MultiScaleResNet1d)
+    backbones = [cls for cls in (*OVERRIDES, *ADDITIONS) if issubclass(cls, ResNet)]
     message = f"no backbone is registered as {name!r} in scope {registry.scope!r}."
     message += (
         f"{did_you_mean(name, registry.module_dict)} This package has {', '.join(cls.__name__ for cls in backbones)}"
