@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+import io
 import json
-import pickle
+import os
+import stat
+import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import ArgumentError
 from .errors import CheckpointError, CheckpointNotFoundError, UnsafeCheckpointError
-from .safe_pickle import LEGACY_MAGIC, TorchPickle, load_pickle
+from .rebuild import WEIGHTS, Builder, StorageId, Vocabulary
+from .safe_pickle import Budget, Parser, printable
 
-__all__ = ["containers", "looks_like_html", "metadata_of", "read_file"]
+__all__ = ["containers", "looks_like_html", "metadata_of", "open_regular_file", "read_file"]
+
+# The pickled number that opens files written by torch.save before torch 1.6.
+_LEGACY_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa85019")
+_TAR_ADVICE = "unpack it; if it is a checkpoint of PyTorch before 0.2, save its state_dict() with a newer one"
+_OTHER_FORMATS = {
+    b"\x89HDF\r\n\x1a\n": "an HDF5 file, as Keras writes them: convert its arrays to a .safetensors file",
+    b"\x93NUMPY": "a single numpy array",
+    b"\x1f\x8b": "compressed with gzip: unpack it",
+    b"version https://git-lfs": "a Git LFS pointer, not the file it points to: run git lfs pull",
+}
+_Place = Callable[[torch.UntypedStorage, str], torch.UntypedStorage]
 
 
-def read_file(path: Path, map_location: Any = "cpu") -> Any:
+def read_file(path: Path, map_location: Any = "cpu", vocabulary: Vocabulary = WEIGHTS) -> Any:
     """Read a checkpoint.
 
     Args:
         path: A ``.pth``, ``.pt``, ``.pth.tar``, ``.safetensors`` or ``.pkl`` file. The content decides how it is read.
         map_location: Where the tensors go, as in ``torch.load``.
+        vocabulary: The names that a pickle may use.
 
     Returns:
         What was saved: usually a dict that holds tensors, or dicts of tensors. Of a ``.safetensors`` file, its tensors
@@ -34,36 +51,50 @@ def read_file(path: Path, map_location: Any = "cpu") -> Any:
         CheckpointNotFoundError: There is no such file.
         UnsafeCheckpointError: The file would run code; it has run none.
         CheckpointError: The file is empty, cut off, or no checkpoint.
+        ArgumentError: ``map_location`` is a device that is not available.
     """
-    head = _head(path)
+    place = _placer(map_location)
+    shown = printable(str(path), 4096)
     try:
-        return _read(path, head, map_location)
+        with open_regular_file(path) as file:
+            return _Reader(file, path, vocabulary, place).read()
     except CheckpointError as error:
-        if str(path) in str(error):
+        if shown in str(error):
             raise
-        raise type(error)(f"{path} is not loaded: it {error}") from None
+        raise type(error)(f"{shown} is not loaded: it {error}") from None
+    except ArgumentError:
+        raise
     except Exception as error:  # a damaged file can fail in any way, and the user needs its path
-        reason = " ".join(str(error).split()) or "it ends too early"
-        raise CheckpointError(f"{path} is damaged or cut off ({type(error).__name__}: {reason[:300]})") from error
+        reason = printable(" ".join(str(error).split()), 300) or "it ends too early"
+        raise CheckpointError(f"{shown} is damaged or cut off ({type(error).__name__}: {reason})") from error
 
 
-def _head(path: Path) -> bytes:
+def open_regular_file(path: Path) -> IO[bytes]:
+    """Open a file for reading, and nothing else that a path can lead to: a pipe would block, a device could act.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CheckpointNotFoundError: There is no such file.
+        CheckpointError: It is a directory, pipe, socket or device, or cannot be read.
+    """
+    shown = printable(str(path), 4096)
     try:
-        with path.open("rb") as file:
-            head = file.read(1024)
+        kind = os.stat(path)
+        if stat.S_ISREG(kind.st_mode):
+            # What the path leads to may change in between.
+            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+            file = os.fdopen(descriptor, "rb")
+            if os.path.samestat(kind, os.fstat(descriptor)):
+                return file
+            file.close()
     except FileNotFoundError:
-        raise CheckpointNotFoundError(f"{path} does not exist") from None
-    except IsADirectoryError:
-        raise CheckpointError(f"{path} is a directory, not a checkpoint file") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror or error})") from error
-    if not head:
-        raise CheckpointError(f"{path} is empty (0 bytes): fetch it again")
-    if looks_like_html(head):
-        raise CheckpointError(f"{path} is a web page saved as a checkpoint: fetch the file itself")
-    if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path} is a Git LFS pointer, not the file it points to: run git lfs pull")
-    return head
+        raise CheckpointNotFoundError(f"{shown} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{shown} cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    what = "a directory" if stat.S_ISDIR(kind.st_mode) else "a pipe, socket or device"
+    raise CheckpointError(f"{shown} is {what}, not a file")
 
 
 def looks_like_html(head: bytes) -> bool:
@@ -71,61 +102,196 @@ def looks_like_html(head: bytes) -> bool:
     return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<")
 
 
-def _read(path: Path, head: bytes, map_location: Any) -> Any:
-    if head.startswith(b"PK\x03\x04"):
-        return _read_zip(path, map_location)
-    if head[2:14] == LEGACY_MAGIC:
-        return _read_torch(path, map_location)
-    if head[8:9] == b"{" or path.suffix == ".safetensors":
-        return _read_safetensors(path, map_location)
-    if head[:1] == b"\x80" or path.suffix in (".pkl", ".pickle"):
-        with path.open("rb") as file:
-            return load_pickle(file)
-    raise CheckpointError(f"{path} is no checkpoint that is known here: neither torch's, nor safetensors, nor a pickle")
+def _placer(map_location: Any) -> _Place:
+    """Return what moves a storage, given the device that it was on, as ``torch.load`` does."""
+    if isinstance(map_location, (str, torch.device)):
+        try:
+            torch.empty(0, device=map_location)
+        except Exception as error:
+            raise ArgumentError(f"map_location={str(map_location)!r} cannot be used here: {error}") from error
+
+    restore: Any = torch.serialization.default_restore_location
+
+    def place(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage:
+        if isinstance(map_location, (str, torch.device)):
+            location = str(map_location)
+        elif isinstance(map_location, Mapping):
+            location = map_location.get(location, location)
+        try:
+            moved = map_location(storage, location) if callable(map_location) else None
+            return cast("torch.UntypedStorage", restore(storage, location) if moved is None else moved)
+        except Exception as error:
+            raise ArgumentError(f"map_location={map_location!r} cannot be used here: {error}") from error
+
+    return place
 
 
-def _read_zip(path: Path, map_location: Any) -> Any:
-    # By torch's own reader: another may find other names in an archive that is made to deceive.
-    try:
-        names = torch._C.PyTorchFileReader(str(path)).get_all_records()
-    except RuntimeError:
-        if not zipfile.is_zipfile(path):
-            raise
-        names = []
-    if "constants.pkl" in names:
+class _Reader:
+    """Reads one file, in whatever format it is."""
+
+    def __init__(self, file: IO[bytes], path: Path, vocabulary: Vocabulary, place: _Place) -> None:
+        self.file = file
+        self.path = path
+        self.vocabulary = vocabulary
+        self.place = place
+        self.size = file.seek(0, io.SEEK_END)
+        self.budget = Budget(self.size)
+        file.seek(0)
+
+    def read(self) -> Any:
+        head = self.file.read(1024)
+        self.file.seek(0)
+        if not head:
+            raise CheckpointError("is empty (0 bytes): fetch it again")
+        if looks_like_html(head):
+            raise CheckpointError("is a web page saved as a checkpoint: fetch the file itself")
+        for magic, what in _OTHER_FORMATS.items():
+            if head.startswith(magic):
+                raise CheckpointError(f"is {what}")
+        if head[257:262] == b"ustar":
+            raise UnsafeCheckpointError(f"is a tar archive: {_TAR_ADVICE}")
+        if head.startswith(b"PK\x03\x04"):
+            return self._zip()
+        if head[2:14] == _LEGACY_MAGIC:
+            return self._legacy(self.file, self.size)
+        if head[8:9] == b"{" or self.path.suffix == ".safetensors":
+            return self._safetensors()
+        if head[:1] == b"\x80" or self.path.suffix in (".pkl", ".pickle"):
+            return self._build(self._parser(self.file, self.size).parse(), _no_storage)
+        raise CheckpointError("is no checkpoint that is known here: neither torch's, nor safetensors, nor a pickle")
+
+    def _parser(self, file: IO[bytes], end: int) -> Parser:
+        return Parser(file, end, self.budget, self.vocabulary.check)
+
+    def _build(self, root: Any, read_storage: Callable[[StorageId], torch.UntypedStorage]) -> Any:
+        return Builder(self.vocabulary, self.budget, read_storage, self._nested).build(root)
+
+    def _bytes(self, file: IO[bytes], size: int, end: int) -> torch.UntypedStorage:
+        """Read the bytes of a storage; fewer than that are an error."""
+        if size > end - file.tell():
+            raise CheckpointError("ends too early: it lacks tensors that it declares")
+        self.budget.spend(size + 500)
+        data = torch.empty(size, dtype=torch.uint8, device="cpu")
+        if cast("io.BufferedReader", file).readinto(cast(Any, data.numpy())) != size:
+            raise CheckpointError("ends too early")
+        return data.untyped_storage()
+
+    def _zip(self) -> Any:
+        entries = _entries(self.file)
+        pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
+        if len(pickles) != 1:
+            arrays = any(name.endswith(".npy") for name in entries)
+            what = "a numpy archive: convert its arrays to a .safetensors file" if arrays else "a zip archive"
+            raise CheckpointError(f"is {what}, which torch.save did not write")
+        prefix = pickles[0].removesuffix("data.pkl")
+        start, size = entries[pickles[0]]
+        self.file.seek(start)
+        root = self._parser(self.file, start + size).parse()
+        order = self._record(entries, f"{prefix}byteorder", b"little")
+        storages: dict[str, tuple[StorageId, torch.UntypedStorage]] = {}
+
+        def read_storage(storage: StorageId) -> torch.UntypedStorage:
+            if storage.key not in storages:
+                start, size = entries.get(f"{prefix}data/{storage.key}", (0, -1))
+                if size != storage.nbytes:
+                    raise CheckpointError(f"lacks a storage of {storage.nbytes} bytes that it declares")
+                self.file.seek(start)
+                data = self._bytes(self.file, size, start + size)
+                if order.decode() != sys.byteorder:
+                    cast(Any, data).byteswap(storage.dtype)
+                storages[storage.key] = storage, self.place(data, storage.location)
+            known, data = storages[storage.key]
+            if known.nbytes != storage.nbytes:
+                raise CheckpointError("describes a storage in several ways")
+            return data
+
+        return self._build(root, read_storage)
+
+    def _record(self, entries: Mapping[str, tuple[int, int]], name: str, default: bytes) -> bytes:
+        if name not in entries:
+            return default
+        start, size = entries[name]
+        self.file.seek(start)
+        return self.file.read(min(size, 64))
+
+    def _legacy(self, file: IO[bytes], end: int) -> Any:
+        parser = self._parser(file, end)
+        _, version, system = parser.parse(), parser.parse(), parser.parse()
+        if version != 1001 or not isinstance(system, dict) or system.get("little_endian") is not True:
+            raise CheckpointError("is in a variant of torch's legacy format that is not known here")
+        root = parser.parse()
+        declared: dict[str, StorageId] = {}
+        for storage in map(StorageId.parse, parser.persistent):
+            if declared.setdefault(storage.key, storage).nbytes != storage.nbytes:
+                raise CheckpointError("describes a storage in several ways")
+        storages = {}
+        for key in parser.parse():
+            storage = declared.pop(key)
+            count = int.from_bytes(file.read(8), "little")
+            if count * storage.dtype.itemsize != storage.nbytes:
+                raise CheckpointError("has a storage of another size than it declares")
+            storages[key] = self.place(self._bytes(file, storage.nbytes, end), storage.location)
+        if declared:
+            raise CheckpointError(f"lacks {len(declared)} storages that it declares")
+        return self._build(root, lambda storage: storages[storage.key])
+
+    def _nested(self, data: Any) -> Any:
+        # Torch pickles a storage outside of torch.save in its legacy format alone.
+        data = data.encode("latin1") if isinstance(data, str) else data
+        if not isinstance(data, bytes) or data[2:14] != _LEGACY_MAGIC or data[257:262] == b"ustar":
+            raise UnsafeCheckpointError("holds a tensor in a format that torch does not pickle tensors in")
+        return self._legacy(io.BytesIO(data), len(data))
+
+    def _safetensors(self) -> dict[str, Any]:
+        try:
+            from safetensors import safe_open
+        except ImportError as error:
+            raise CheckpointError(
+                "needs the safetensors package: pip install 'resnet_backbone[hub]' (or pip install safetensors)"
+            ) from error
+        content: dict[str, Any] = {}
+        with safe_open(self.path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - no mapping
+                tensor = file.get_tensor(key)
+                self.budget.spend(1000 + tensor.nbytes)
+                content[key] = tensor.to(self.place(tensor.untyped_storage(), "cpu").device)
+            return {**content, "__metadata__": dict(file.metadata() or {})}
+
+
+def _no_storage(_: StorageId) -> torch.UntypedStorage:
+    raise CheckpointError("refers to a storage, which a plain pickle does not have")
+
+
+def _entries(file: IO[bytes]) -> dict[str, tuple[int, int]]:
+    """Return where each file in a zip archive lies: its first byte, and its size.
+
+    An archive describes its files twice, at its end and before each. Readers differ in what they believe, so both must
+    agree, and no files may overlap.
+    """
+    with zipfile.ZipFile(file) as archive:
+        infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
+        end = archive.start_dir
+    if any(info.filename.endswith("/constants.pkl") for info in infos):
         raise UnsafeCheckpointError("is a TorchScript program, not weights: save its state_dict()")
-    if "data.pkl" not in names:
-        raise CheckpointError("is a zip archive that torch.save did not write")
-    return _read_torch(path, map_location)
-
-
-def _read_torch(path: Path, map_location: Any) -> Any:
-    try:
-        return torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError:
-        # Training arguments, logs and numpy scalars lie beside the weights of most frameworks' checkpoints; torch
-        # refuses these, and which of them depends on its version. The list that decides in the end is ours.
-        pass
-    try:
-        return torch.load(path, map_location=map_location, weights_only=False, pickle_module=TorchPickle)
-    except UnsafeCheckpointError as error:
-        raise UnsafeCheckpointError(
-            f"{error}. A checkpoint may hold tensors, arrays and plain containers; if this is a whole pickled model, "
-            "save its state_dict() instead"
-        ) from None
-
-
-def _read_safetensors(path: Path, map_location: Any) -> dict[str, Any]:
-    try:
-        from safetensors import safe_open
-    except ImportError as error:
-        raise CheckpointError(
-            f"{path} needs the safetensors package: pip install 'resnet_backbone[hub]' (or pip install safetensors)"
-        ) from error
-    device = map_location if isinstance(map_location, str) else "cpu"
-    with safe_open(path, framework="pt", device=device) as file:
-        tensors: dict[str, Any] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-        return {**tensors, "__metadata__": dict(file.metadata() or {})}
+    entries: dict[str, tuple[int, int]] = {}
+    last = 0
+    for info in infos:
+        file.seek(info.header_offset)
+        header = file.read(30)
+        start = (
+            info.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+        )
+        name = file.read(int.from_bytes(header[26:28], "little"))
+        encoded = info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437")
+        if header[:4] != b"PK\x03\x04" or name != encoded or info.header_offset < last:
+            raise CheckpointError("is a zip archive that contradicts itself")
+        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.file_size != info.compress_size:
+            raise CheckpointError("is a zip archive of compressed or encrypted files, which torch.save does not write")
+        last = start + info.file_size
+        if last > end or info.filename in entries:
+            raise CheckpointError("is a zip archive that contradicts itself")
+        entries[info.filename] = start, info.file_size
+    return entries
 
 
 def containers(checkpoint: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -161,7 +327,10 @@ def _tensor(value: Any) -> Tensor | None:
         # Sparse and nested tensors are no layer's weights.
         return value.detach() if value.layout is torch.strided and not value.is_nested else None
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
-        return torch.from_numpy(np.array(value))
+        try:
+            return torch.from_numpy(value)
+        except TypeError:  # a dtype that this version of PyTorch does not have
+            return None
     return None
 
 
@@ -180,6 +349,6 @@ def metadata_of(checkpoint: Any) -> dict[str, Any]:
     if isinstance(provenance, str):
         try:
             return {**meta, "resnet_backbone": json.loads(provenance)}
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             return {key: value for key, value in meta.items() if key != "resnet_backbone"}
     return dict(meta)

@@ -1,352 +1,418 @@
-"""An unpickler that knows tensors, numpy arrays and plain containers, and refuses everything else by name.
+"""Parse a pickle into plain data and inert records, without importing or calling anything that it names.
 
-A pickle is a program: it may import any function and call it. This one may reach only what is listed here. Names of
-which checkpoints are full but whose content nobody needs (training arguments, configs, logs) become inert objects; the
-modules they name are never imported.
+A pickle is a program for a stack machine: its instructions import names, call them, and change what they made.
+``Parser`` executes all instructions of protocols 0 to 5, and no other interpreter of pickles is used. A name becomes a
+``Name``, a call a ``Call``; numbers, strings and containers become Python's own. So nothing that exists outside of the
+file can be reached from it, whatever the instructions are.
 
-What is listed could still do harm by arguments that no checkpoint has: numpy and torch have constructors that take an
-address in memory, and a pickle may set attributes of a class. So classes that only name something are stand-ins that
-cannot be called, and the opcodes that change an object are limited to what the file itself has made.
+What remains to an attacker is time and memory. All that the instructions allocate is counted against a budget, sizes
+are compared with the file before anything is allocated, and nothing is hashed whose hash is slow or can be made to
+collide. Python's own unpicklers cannot be limited in these ways.
 """
 
 from __future__ import annotations
 
-import collections
-import datetime
-import functools
-import io
+import codecs
 import pickle
-import tarfile
+import struct
+import sys
 from collections.abc import Callable
-from typing import IO, Any, ClassVar
+from typing import IO, Any
 
-import numpy as np
-import torch
+from .errors import CheckpointError, UnsafeCheckpointError
 
-from .errors import UnsafeCheckpointError
-
-__all__ = ["LEGACY_MAGIC", "RestrictedUnpickler", "TorchPickle", "find_plain", "load_pickle"]
-
-# The pickled number that opens files written by torch.save before torch 1.6.
-LEGACY_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa85019")
+__all__ = ["Budget", "Call", "Name", "Parser", "Persistent", "check_key", "printable"]
 
 
-class Inert(dict[Any, Any]):
-    """Takes the place of an object whose class is not imported: it accepts what a pickle does to it, and does nothing.
+class Name:
+    """The name of a class or function, such as ``collections.OrderedDict``."""
 
-    A dict, because the configs and attribute dicts that it stands for are dicts.
+    __slots__ = ("full",)
+
+    def __init__(self, full: str) -> None:
+        self.full = full
+
+
+class Call:
+    """The call of a name, and what is done to its result.
+
+    Attributes:
+        name: What is called.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+        state: The state that is set; ``None`` if none is.
+        items: What is appended to the result.
+        pairs: The keys and values that are set in the result, in turn.
     """
 
-    def __new__(cls, *_: Any, **__: Any) -> Inert:
-        """Accept any arguments."""
-        return super().__new__(cls)
+    __slots__ = ("args", "items", "kwargs", "name", "pairs", "state")
 
-    def __init__(self, *_: Any, **__: Any) -> None:
-        super().__init__()
+    def __init__(self, name: Any, args: Any, kwargs: Any = None) -> None:
+        if not isinstance(name, Name) or not isinstance(args, tuple):
+            raise UnsafeCheckpointError(f"calls {_described(name)} with {_described(args)}")
+        self.name, self.args, self.kwargs = name.full, args, kwargs
+        self.state: Any = None
+        self.items: list[Any] = []
+        self.pairs: list[Any] = []
 
-    def __setstate__(self, state: Any) -> None:
-        """Forget the state."""
 
-    def append(self, _: Any) -> None:
-        """Forget an item of a list."""
+class Persistent:
+    """A reference to what lies outside of the pickle: the storage of a tensor."""
 
-    def extend(self, _: Any) -> None:
-        """Forget items of a list."""
+    __slots__ = ("id",)
 
-    __hash__ = object.__hash__  # type: ignore[assignment]
+    def __init__(self, id: Any) -> None:  # noqa: A002 - the pickle module's word
+        self.id = id
 
 
-# Modules, or single names, whose objects become inert.
-_INERT = (
-    "addict.addict.",
-    "argparse.Namespace",
-    "detectron2.config.",
-    "easydict.",
-    "fvcore.common.config.",
-    "lightning.",
-    "lightning_fabric.",
-    "mmcv.utils.config.",
-    "mmengine.config.",
-    "mmengine.logging.history_buffer.",
-    "mmengine.optim.",
-    "numpy.random.",
-    "omegaconf.",
-    "pathlib.",
-    "pytorch_lightning.",
-    "torch.optim.",
-    "types.SimpleNamespace",
-    "uuid.UUID",
-    "yacs.config.",
-)
-
-
-def _getattr(owner: Any, name: str) -> Any:
-    """Look up an attribute of an inert object: mmengine's logs hold methods of theirs."""
-    if owner is Inert or isinstance(owner, Inert):
-        return Inert
-    raise UnsafeCheckpointError(f"would import builtins.getattr, to use {name!r} of {owner!r}")
-
-
-class _Token:
-    """Stands for a class that a pickle names and does not call."""
-
-    def __init__(self, name: str, dtype: torch.dtype | None = None) -> None:
-        self.name = name
-        self.dtype = dtype
-
-    def __repr__(self) -> str:
-        return self.name
-
-    def __call__(self, *_: Any) -> Any:
-        raise UnsafeCheckpointError(f"makes an object of {self.name}")
-
-
-_NDARRAY = _Token("numpy.ndarray")
-
-
-@functools.cache
-def _storage(name: str) -> _Token | None:
-    """Stand for a class of storage, of which torch.load asks nothing but the dtype."""
-    if name == "UntypedStorage":
-        return _Token("torch.UntypedStorage", torch.uint8)
-    try:
-        return _Token(f"torch.{name}", torch.storage._get_dtype_from_pickle_storage_type(name))
-    except KeyError:
-        return None
-
-
-def _scalar(dtype: np.dtype[Any], data: Any = b"") -> Any:
-    if dtype.hasobject:
-        raise UnsafeCheckpointError("holds a numpy object scalar")
-    return np.frombuffer(data if isinstance(data, bytes) else data.encode("latin1"), dtype=dtype, count=1)[0]
-
-
-def _encode(text: str, encoding: str = "latin1") -> bytes:
-    # Python 2 and protocol 2 write bytes as text in latin1.
-    if encoding not in ("latin1", "latin-1", "ascii", "utf-8"):
-        raise UnsafeCheckpointError(f"encodes with codec {encoding!r}")
-    return text.encode(encoding)
-
-
-def _dtype(*arguments: Any) -> np.dtype[Any]:
-    # A dtype by name or tuple; numpy also takes any object with a dtype attribute, which no file needs.
-    dtype: np.dtype[Any] = np.dtype(*arguments)
-    if dtype.kind == "V":
-        raise UnsafeCheckpointError(f"holds numpy data of the structured dtype {dtype}")
-    return dtype
-
-
-def _array(subtype: Any, *_: Any) -> np.ndarray[Any, Any]:
-    """Make the empty array that every pickled array begins as; its state follows."""
-    if subtype is not _NDARRAY:
-        raise UnsafeCheckpointError(f"makes an array of {subtype!r}")
-    return np.empty(0, dtype=np.int8)
-
-
-def _array_from_buffer(data: Any, dtype: Any, shape: Any, order: Any, *axes: Any) -> Any:
-    if not isinstance(data, (bytes, bytearray)) or not isinstance(dtype, np.dtype) or dtype.hasobject:
-        raise UnsafeCheckpointError("makes an array of what is no plain data")
-    return _numpy_frombuffer()(data, dtype, shape, order, *axes)
-
-
-def _tensor_from_bytes(data: Any) -> Any:
-    """Read a tensor that was pickled outside of torch.save; torch's own function would read it without restrictions.
-
-    Torch writes such tensors in its legacy format alone. torch.load would take other formats as well: a TorchScript
-    archive is a program that it runs, and a tar archive makes links.
-    """
-    if not isinstance(data, bytes) or data[2:14] != LEGACY_MAGIC or tarfile.is_tarfile(io.BytesIO(data)):
-        raise UnsafeCheckpointError("holds a tensor in a format that torch does not pickle tensors in")
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=False, pickle_module=TorchPickle)
-
-
-def _numpy_frombuffer() -> Any:
-    return np.zeros(1).__reduce_ex__(5)[0]
-
-
-_BUILTINS = ("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int")
-_CONTAINER_BUILTINS = ("list", "object", "range", "set", "slice", "str", "tuple")
-_TORCH_REBUILDERS = (
-    "_rebuild_tensor",
-    "_rebuild_tensor_v2",
-    "_rebuild_parameter",
-    "_rebuild_parameter_with_state",
-)
-
-
-@functools.lru_cache(maxsize=1)
-def _allowed() -> dict[str, Any]:
-    """Everything that a pickle may reach, by full name."""
-    builtins = __builtins__ if isinstance(__builtins__, dict) else vars(__builtins__)
-    allowed: dict[str, Any] = {}
-    for module in ("builtins", "__builtin__"):
-        allowed |= {f"{module}.{name}": builtins[name] for name in _BUILTINS + _CONTAINER_BUILTINS}
-        allowed |= {f"{module}.getattr": _getattr, f"{module}.long": int, f"{module}.unicode": str}
-    for name in ("OrderedDict", "defaultdict", "deque", "Counter"):
-        allowed[f"collections.{name}"] = getattr(collections, name)
-    for name in ("datetime", "date", "time", "timedelta", "timezone"):
-        allowed[f"datetime.{name}"] = getattr(datetime, name)
-    for module in ("copyreg", "copy_reg"):
-        allowed[f"{module}._reconstructor"] = _reconstruct_object
-    for module in ("numpy.core", "numpy._core"):
-        allowed |= {
-            f"{module}.multiarray._reconstruct": _array,
-            f"{module}.multiarray.scalar": _scalar,
-            f"{module}.numeric._frombuffer": _array_from_buffer,
-        }
-    allowed |= {"numpy.ndarray": _NDARRAY, "numpy.dtype": _dtype, "_codecs.encode": _encode}
-    for name in _TORCH_REBUILDERS:
-        if hasattr(torch._utils, name):
-            allowed[f"torch._utils.{name}"] = getattr(torch._utils, name)
-    allowed |= {
-        "torch.storage._load_from_bytes": _tensor_from_bytes,
-        "torch.Size": torch.Size,
-        "torch.device": torch.device,
-        "torch.Tensor": _Token("torch.Tensor"),
-        "torch.nn.parameter.Parameter": torch.nn.Parameter,
-        "torch.storage.UntypedStorage": _storage("UntypedStorage"),
-        "torch.serialization._get_layout": torch.serialization._get_layout,
-    }
-    return allowed
-
-
-def _reconstruct_object(cls: Any, base: Any, state: Any) -> Any:
-    """What copyreg does for objects of protocols 0 and 1, for inert ones."""
-    if _is_inert(cls):
-        return cls()
-    raise UnsafeCheckpointError(f"reconstructs an object of {cls!r}")
-
-
-def find_class(module: str, name: str) -> Any:
-    """Return what a pickle may use under a name.
-
-    Raises:
-        UnsafeCheckpointError: The name is not on the list; nothing of it was imported.
-    """
-    full = f"{module}.{name}"
-    if full not in _allowed() and full.startswith(_INERT):
-        return Inert
-    return find_plain(module, name)
-
-
-def find_plain(module: str, name: str) -> Any:
-    """Return what a pickle may use under a name, where nothing may become inert.
-
-    Raises:
-        UnsafeCheckpointError: The name is not on the list; nothing of it was imported.
-    """
-    full = f"{module}.{name}"
-    allowed = _allowed()
-    if full in allowed:
-        return allowed[full]
-    if module == "torch" and "." not in name and isinstance(vars(torch).get(name), torch.dtype):
-        return vars(torch)[name]
-    # Typed storages, such as torch.FloatStorage, in files that older versions wrote.
-    if module in ("torch", "torch.cuda") and name.endswith("Storage") and (storage := _storage(name)) is not None:
-        return storage
-    if module == "numpy.dtypes" and name.endswith("DType"):
-        return functools.partial(_dtype_of_class, name)
-    raise UnsafeCheckpointError(f"would import {full}")
-
-
-def _dtype_of_class(name: str) -> np.dtype[Any]:
-    dtype = np.dtype(name.removesuffix("DType").lower())
-    if dtype.hasobject:
-        raise UnsafeCheckpointError(f"holds a numpy {name}")
-    return dtype
-
-
-_OPCODES: dict[int, Callable[[Any], None]] = {**pickle._Unpickler.dispatch}
-
-
-class RestrictedUnpickler(pickle._Unpickler):
-    """Python's unpickler, with ``find_class`` as its only way to any name.
-
-    The one that is written in Python: only its opcodes can be limited.
-    """
-
-    stack: list[Any]
-    metastack: list[list[Any]]
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {**_OPCODES}
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return what a pickle may use under a name; see the function of this name."""
-        return find_class(module, name)
-
-    def _set_state(self) -> None:
-        _check_state(*self.stack[-2:])
-        _OPCODES[pickle.BUILD[0]](self)
-
-    def _set_item(self) -> None:
-        _check_dict(self.stack[-3])
-        _OPCODES[pickle.SETITEM[0]](self)
-
-    def _set_items(self) -> None:
-        # The items lie on a stack of their own; what they go into ends the one below.
-        _check_dict(self.metastack[-1][-1])
-        _OPCODES[pickle.SETITEMS[0]](self)
-
-    def _new_by_keywords(self) -> None:
-        # torch's constructors take addresses by keyword.
-        if not _is_inert(self.stack[-3]):
-            raise UnsafeCheckpointError(f"makes an object of {self.stack[-3]!r} by keyword arguments")
-        _OPCODES[pickle.NEWOBJ_EX[0]](self)
-
-    dispatch[pickle.BUILD[0]] = _set_state
-    dispatch[pickle.SETITEM[0]] = _set_item
-    dispatch[pickle.SETITEMS[0]] = _set_items
-    dispatch[pickle.NEWOBJ_EX[0]] = _new_by_keywords
-
-
-def _is_inert(cls: Any) -> bool:
-    return isinstance(cls, type) and issubclass(cls, Inert)
-
-
-def _check_dict(target: Any) -> None:
-    if not isinstance(target, dict):
-        raise UnsafeCheckpointError(f"sets items of a {type(target).__name__}")
-
-
-def _check_state(target: Any, state: Any) -> None:
-    """Refuse to change what the file has not made itself, or into what no library would have written."""
-    if callable(target):
-        raise UnsafeCheckpointError(f"changes {target!r}")
-    # An array is given its data once: memory that others look at would be freed.
-    if isinstance(target, np.ndarray) and target.size:
-        raise UnsafeCheckpointError("changes an array")
-    if isinstance(target, np.dtype) and not _is_plain_state(target, state):
-        raise UnsafeCheckpointError(f"changes the dtype {target}")
-
-
-def _is_plain_state(dtype: np.dtype[Any], state: Any) -> bool:
-    """Whether a dtype's pickled state agrees with its name, byte order aside."""
-    if not isinstance(state, tuple) or len(state) != 8 or state[2:5] != (None, None, None):
-        return False
-    return state[5] in (-1, dtype.itemsize) and state[6] in (-1, dtype.alignment) and state[7] == dtype.flags
-
-
-class TorchPickle:
-    """What ``torch.load`` takes as its ``pickle_module``."""
-
-    Unpickler: type[RestrictedUnpickler] = RestrictedUnpickler
-    UnpicklingError = pickle.UnpicklingError
-    __name__ = __name__
-
-    @classmethod
-    def load(cls, file: IO[bytes], **kwargs: Any) -> Any:
-        """Read one pickled object."""
-        return cls.Unpickler(file, **kwargs).load()
-
-
-def load_pickle(file: IO[bytes]) -> Any:
-    """Read a plain pickle, such as detectron2's ``.pkl``.
+class Budget:
+    """The memory that reading a file may take: twice the file's size and 100 MB.
 
     Args:
-        file: The file, open for reading.
+        size: The file's size in bytes.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.left = 2 * size + 100_000_000
+
+    def spend(self, amount: int) -> None:
+        """Count an allocation.
+
+        Args:
+            amount: Its size in bytes.
+
+        Raises:
+            CheckpointError: The budget does not allow it.
+        """
+        self.left -= amount
+        if self.left < 0:
+            raise CheckpointError("would take far more memory than a file of its size can need")
+
+
+def printable(text: str, most: int = 200) -> str:
+    """Return a string from a file as it can be shown: escaped, and cut where it is long."""
+    text = text if len(text) <= most else f"{text[:most]}..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+_SCALARS = (str, bytes, float, bool, type(None))
+
+
+def _is_scalar(key: Any) -> bool:
+    # Hashes of strings are cached and secret; wider integers would allow collisions.
+    return type(key) in _SCALARS or (type(key) is int and key.bit_length() < 61)
+
+
+def check_key(key: Any, budget: Budget) -> None:
+    """Refuse a key of a dict, or an item of a set, that takes long to hash or is made to collide with others.
+
+    Args:
+        key: The key.
+        budget: What the key is counted against.
 
     Raises:
-        UnsafeCheckpointError: The pickle wants something that is not on the list.
+        CheckpointError: The key is not a string, number, record, or short tuple of strings and numbers.
     """
-    read: Callable[..., Any] = TorchPickle.load
-    # Files that Python 2 wrote hold their arrays as text.
-    return read(file, encoding="latin1")
+    if _is_scalar(key) or type(key) in (Name, Call, Persistent):
+        return
+    if type(key) is tuple and len(key) <= 8 and all(map(_is_scalar, key)):
+        # Hashes of tuples are not secret, and many that collide take long: the price limits their number.
+        budget.spend(10_000)
+        return
+    raise CheckpointError(f"has a {type(key).__name__} as a key, which no checkpoint needs")
+
+
+class Parser:
+    """Reads pickles from a file, one after the other.
+
+    Args:
+        file: The file, at the pickle's first byte.
+        end: The position in the file that the pickle may not pass.
+        budget: What allocations are counted against.
+        check_name: Called with every name; raises if it is not allowed.
+    """
+
+    def __init__(self, file: IO[bytes], end: int, budget: Budget, check_name: Callable[[str], None]) -> None:
+        self.file = file
+        self.end = end
+        self.budget = budget
+        self.check_name = check_name
+        self.stack: list[Any] = []
+        self.marks: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+        self.persistent: list[Persistent] = []
+
+    def parse(self) -> Any:
+        """Read one pickle.
+
+        Returns:
+            What it describes: Python's own scalars and containers, and ``Name``, ``Call`` and ``Persistent``.
+
+        Raises:
+            CheckpointError: The pickle is damaged, or would take too much memory.
+            UnsafeCheckpointError: It uses a name that is not allowed, or does what no checkpoint does.
+        """
+        self.stack, self.marks, self.memo = [], [], {}
+        read, spend = self.file.read, self.budget.spend
+        while (code := read(1)) != pickle.STOP:
+            if code not in _INSTRUCTIONS:
+                raise CheckpointError(f"has {code!r} where a pickle has an instruction" if code else "ends too early")
+            price, execute = _INSTRUCTIONS[code]
+            spend(price)
+            execute(self)
+        if self.file.tell() > self.end:
+            raise CheckpointError("ends too early")
+        return self.stack.pop()
+
+    def take(self, size: int) -> bytes:
+        """Return the next bytes of the file."""
+        # Reading would allocate all that is asked for, whether the file has it or not.
+        if size > 4096 and size > self.end - self.file.tell():
+            raise CheckpointError("ends too early")
+        data = self.file.read(size)
+        if len(data) != size:
+            raise CheckpointError("ends too early")
+        return data
+
+    def number(self, width: int, signed: bool = False) -> int:
+        """Return the next bytes as an integer."""
+        data = self.file.read(width)
+        if len(data) != width:
+            raise CheckpointError("ends too early")
+        return int.from_bytes(data, "little", signed=signed)
+
+    def put(self, index: int) -> None:
+        """Remember the last value. The index is only a key here; in Python's own unpickler it is a size."""
+        self.memo[index] = self.stack[-1]
+
+    def line(self) -> bytes:
+        """Return the rest of the line, as protocol 0 ends values."""
+        line = self.file.readline()
+        if not line.endswith(b"\n"):
+            raise CheckpointError("ends too early")
+        return line[:-1]
+
+    def push(self, value: Any) -> None:
+        """Put a value on the stack."""
+        self.stack.append(value)
+
+    def push_sized(self, value: Any) -> None:
+        """Put a value on the stack whose size the file decides."""
+        self.budget.spend(sys.getsizeof(value))
+        self.stack.append(value)
+
+    def mark(self) -> None:
+        """Begin a sequence of values."""
+        self.marks.append(self.stack)
+        self.stack = []
+
+    def pop_mark(self) -> list[Any]:
+        """Take all values above the last mark off the stack."""
+        values = self.stack
+        self.stack = self.marks.pop()
+        return values
+
+    def pop(self) -> Any:
+        """Take the last value off the stack."""
+        return self.stack.pop()
+
+    def pop_many(self, count: int) -> list[Any]:
+        """Take the last values off the stack."""
+        if len(self.stack) < count:
+            raise CheckpointError("takes more from its stack than is there")
+        values = self.stack[-count:]
+        del self.stack[-count:]
+        return values
+
+    def forget(self) -> None:
+        """Take the last value, or the last mark, off the stack."""
+        if self.stack:
+            self.stack.pop()
+        else:
+            self.pop_mark()
+
+    def name(self, module: Any, name: Any) -> Name:
+        """Name a class or function."""
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise UnsafeCheckpointError("names a class or function by something other than strings")
+        full = f"{module}.{name}"
+        self.check_name(full)
+        return Name(full)
+
+    def set_state(self, state: Any) -> None:
+        """Set the state of what was called."""
+        target = self.stack[-1]
+        if not isinstance(target, Call):
+            raise UnsafeCheckpointError(f"changes {_described(target)}")
+        target.state = state
+
+    def extend(self, items: list[Any]) -> None:
+        """Append to a list, or to what was called."""
+        target = self.stack[-1]
+        if isinstance(target, Call):
+            target.items += items
+        elif isinstance(target, list):
+            target += items
+        else:
+            raise UnsafeCheckpointError(f"appends to {_described(target)}")
+
+    def set_items(self, pairs: list[Any]) -> None:
+        """Set keys of a dict, or of what was called."""
+        target = self.stack[-1]
+        self.budget.spend(60 * len(pairs))
+        if isinstance(target, Call):
+            target.pairs += pairs
+        elif isinstance(target, dict):
+            for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+                check_key(key, self.budget)
+                target[key] = value
+        else:
+            raise UnsafeCheckpointError(f"sets items of {_described(target)}")
+
+    def make_dict(self, pairs: list[Any]) -> None:
+        """Make a dict of keys and values in turn."""
+        self.push({})
+        self.set_items(pairs)
+
+    def make_frozenset(self, items: list[Any]) -> None:
+        """Make a frozenset."""
+        self.push(set())
+        self.add(items)
+        self.push(frozenset(self.pop()))
+
+    def make_object(self, values: list[Any]) -> None:
+        """Call the first of several values with the rest."""
+        self.push(Call(values[0], tuple(values[1:])))
+
+    def add(self, items: list[Any]) -> None:
+        """Add items to a set."""
+        target = self.stack[-1]
+        if not isinstance(target, set):
+            raise UnsafeCheckpointError(f"adds items to {_described(target)}")
+        self.budget.spend(100 * len(items))
+        for item in items:
+            check_key(item, self.budget)
+            target.add(item)
+
+    def refer(self, id: Any) -> None:  # noqa: A002 - the pickle module's word
+        """Refer to what lies outside of the pickle."""
+        self.persistent.append(Persistent(id))
+        self.push(self.persistent[-1])
+
+    def check_protocol(self, protocol: int) -> None:
+        """Refuse protocols that are not known here."""
+        if protocol > 5:
+            raise CheckpointError(f"is a pickle of protocol {protocol}, which is not known here")
+
+    def refuse(self, reason: str) -> None:
+        """Refuse an instruction."""
+        raise UnsafeCheckpointError(reason)
+
+
+def _described(target: Any) -> str:
+    return target.full if isinstance(target, Name) else f"a {type(target).__name__}"
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogatepass")
+
+
+def _old_text(data: bytes) -> str:
+    # Python 2's strings hold text and bytes alike, and as latin1 nothing of them is lost.
+    return data.decode("latin1")
+
+
+def _decimal(line: bytes) -> int:
+    if len(line) > 4000:
+        raise CheckpointError("has an integer of more than 4,000 digits")
+    return line == b"01" if line in (b"00", b"01") else int(line.removesuffix(b"L"))
+
+
+def _quoted(line: bytes) -> str:
+    if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
+        raise CheckpointError("has a string without quotes")
+    return _old_text(codecs.escape_decode(line[1:-1])[0])
+
+
+_EXTENSIONS = "uses the registry of extensions of this Python process"
+_BUFFERS = "leaves its data to the program that reads it"
+
+# What each instruction does, with the memory in bytes that it takes beside what it counts itself. No instruction is
+# free, which bounds the time.
+_INSTRUCTIONS: dict[bytes, tuple[int, Callable[[Parser], Any]]] = {
+    pickle.PROTO: (16, lambda p: p.check_protocol(p.number(1))),
+    pickle.FRAME: (16, lambda p: p.take(8)),
+    # The stack.
+    pickle.MARK: (120, lambda p: p.mark()),
+    pickle.POP: (16, lambda p: p.forget()),
+    pickle.POP_MARK: (16, lambda p: p.pop_mark()),
+    pickle.DUP: (16, lambda p: p.push(p.stack[-1])),
+    # The memo.
+    pickle.PUT: (100, lambda p: p.put(_decimal(p.line()))),
+    pickle.BINPUT: (100, lambda p: p.put(p.number(1))),
+    pickle.LONG_BINPUT: (100, lambda p: p.put(p.number(4))),
+    pickle.MEMOIZE: (100, lambda p: p.put(len(p.memo))),
+    pickle.GET: (16, lambda p: p.push(p.memo[_decimal(p.line())])),
+    pickle.BINGET: (16, lambda p: p.push(p.memo[p.number(1)])),
+    pickle.LONG_BINGET: (16, lambda p: p.push(p.memo[p.number(4)])),
+    # Scalars.
+    pickle.NONE: (16, lambda p: p.push(None)),
+    pickle.NEWTRUE: (16, lambda p: p.push(True)),
+    pickle.NEWFALSE: (16, lambda p: p.push(False)),
+    pickle.BININT: (40, lambda p: p.push(p.number(4, signed=True))),
+    pickle.BININT1: (16, lambda p: p.push(p.number(1))),
+    pickle.BININT2: (40, lambda p: p.push(p.number(2))),
+    pickle.LONG1: (16, lambda p: p.push_sized(p.number(p.number(1), signed=True))),
+    pickle.LONG4: (16, lambda p: p.push_sized(p.number(p.number(4), signed=True))),
+    pickle.BINFLOAT: (40, lambda p: p.push(struct.unpack(">d", p.take(8))[0])),
+    pickle.INT: (16, lambda p: p.push_sized(_decimal(p.line()))),
+    pickle.LONG: (16, lambda p: p.push_sized(_decimal(p.line()))),
+    pickle.FLOAT: (40, lambda p: p.push(float(p.line()))),
+    # Strings and bytes.
+    pickle.SHORT_BINUNICODE: (16, lambda p: p.push_sized(_text(p.take(p.number(1))))),
+    pickle.BINUNICODE: (16, lambda p: p.push_sized(_text(p.take(p.number(4))))),
+    pickle.BINUNICODE8: (16, lambda p: p.push_sized(_text(p.take(p.number(8))))),
+    pickle.UNICODE: (16, lambda p: p.push_sized(p.line().decode("raw-unicode-escape"))),
+    pickle.SHORT_BINBYTES: (16, lambda p: p.push_sized(p.take(p.number(1)))),
+    pickle.BINBYTES: (16, lambda p: p.push_sized(p.take(p.number(4)))),
+    pickle.BINBYTES8: (16, lambda p: p.push_sized(p.take(p.number(8)))),
+    pickle.BYTEARRAY8: (16, lambda p: p.push_sized(bytearray(p.take(p.number(8))))),
+    pickle.SHORT_BINSTRING: (16, lambda p: p.push_sized(_old_text(p.take(p.number(1))))),
+    pickle.BINSTRING: (16, lambda p: p.push_sized(_old_text(p.take(p.number(4))))),
+    pickle.STRING: (16, lambda p: p.push_sized(_quoted(p.line()))),
+    # Containers.
+    pickle.EMPTY_TUPLE: (16, lambda p: p.push(())),
+    pickle.TUPLE1: (80, lambda p: p.push(tuple(p.pop_many(1)))),
+    pickle.TUPLE2: (80, lambda p: p.push(tuple(p.pop_many(2)))),
+    pickle.TUPLE3: (80, lambda p: p.push(tuple(p.pop_many(3)))),
+    pickle.TUPLE: (80, lambda p: p.push(tuple(p.pop_mark()))),
+    pickle.EMPTY_LIST: (100, lambda p: p.push([])),
+    pickle.LIST: (100, lambda p: p.push(p.pop_mark())),
+    pickle.APPEND: (16, lambda p: p.extend([p.pop()])),
+    pickle.APPENDS: (16, lambda p: p.extend(p.pop_mark())),
+    pickle.EMPTY_DICT: (200, lambda p: p.push({})),
+    pickle.DICT: (200, lambda p: p.make_dict(p.pop_mark())),
+    pickle.SETITEM: (16, lambda p: p.set_items(p.pop_many(2))),
+    pickle.SETITEMS: (16, lambda p: p.set_items(p.pop_mark())),
+    pickle.EMPTY_SET: (250, lambda p: p.push(set())),
+    pickle.ADDITEMS: (16, lambda p: p.add(p.pop_mark())),
+    pickle.FROZENSET: (250, lambda p: p.make_frozenset(p.pop_mark())),
+    # Names, and what is done with them.
+    pickle.GLOBAL: (250, lambda p: p.push(p.name(_text(p.line()), _text(p.line())))),
+    pickle.STACK_GLOBAL: (250, lambda p: p.push(p.name(*p.pop_many(2)))),
+    pickle.REDUCE: (300, lambda p: p.push(Call(*p.pop_many(2)))),
+    pickle.NEWOBJ: (300, lambda p: p.push(Call(*p.pop_many(2)))),
+    pickle.NEWOBJ_EX: (300, lambda p: p.push(Call(*p.pop_many(3)))),
+    pickle.OBJ: (400, lambda p: p.make_object(p.pop_mark())),
+    pickle.INST: (400, lambda p: p.make_object([p.name(_text(p.line()), _text(p.line())), *p.pop_mark()])),
+    pickle.BUILD: (16, lambda p: p.set_state(p.pop())),
+    # Storages.
+    pickle.PERSID: (120, lambda p: p.refer(_text(p.line()))),
+    pickle.BINPERSID: (120, lambda p: p.refer(p.pop())),
+    # What reaches out of the file.
+    pickle.EXT1: (16, lambda p: p.refuse(_EXTENSIONS)),
+    pickle.EXT2: (16, lambda p: p.refuse(_EXTENSIONS)),
+    pickle.EXT4: (16, lambda p: p.refuse(_EXTENSIONS)),
+    pickle.NEXT_BUFFER: (16, lambda p: p.refuse(_BUFFERS)),
+    pickle.READONLY_BUFFER: (16, lambda p: p.refuse(_BUFFERS)),
+}

@@ -2,8 +2,8 @@
 
 Since torch 2.6 ``torch.load`` reads nothing but tensors and plain containers by default, and mmengine 0.10 has not
 caught up: the logs that its Runner saves beside the weights make resuming, testing and inference fail. mmengine's
-loader of local files is asked first, as ever; only what torch refuses is read here, by a list of names that holds
-tensors, arrays, plain containers and the Runner's logs.
+loader of local files is asked first, as ever; only what torch refuses is read here, by the reader of weights: tensors,
+arrays, plain containers and the Runner's logs.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
-from ...weights.errors import UnsafeCheckpointError
-from ...weights.safe_pickle import RestrictedUnpickler, TorchPickle, find_plain
+from ...weights.errors import CheckpointError, UnsafeCheckpointError
+from ...weights.read import read_file
+from ...weights.rebuild import WEIGHTS, Builder, Inert, Vocabulary
+from ...weights.safe_pickle import printable
 
 __all__ = ["read_runner_files"]
 
@@ -52,35 +54,45 @@ def read_runner_file(path: Path, map_location: Any = None) -> Any:
 
     Raises:
         UnsafeCheckpointError: The file holds an object of another class than those of the Runner's checkpoints.
+        CheckpointError: The file is damaged.
     """
-    try:
-        return torch.load(path, map_location=map_location, weights_only=False, pickle_module=_RunnerPickle)
-    except UnsafeCheckpointError as error:
-        raise UnsafeCheckpointError(
-            f"{path} is not loaded: it {error}, which mmengine's Runner does not save by itself. If you trust the "
-            "file, set the environment variable TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1"
-        ) from None
+    return read_file(path, map_location, _RUNNER)
 
 
-def _find_class(module: str, name: str) -> Any:
-    if (module, name) == (HistoryBuffer.__module__, HistoryBuffer.__name__):
-        return HistoryBuffer
-    if name == "getattr" and module in ("builtins", "__builtin__"):
-        return _getattr
-    return find_plain(module, name)
+def _history_buffer(builder: Builder, state: Any) -> HistoryBuffer:
+    """Make a log of its numbers. The file's own ``statistics_methods`` would change a table of the class."""
+    logs, counts, length = (state[key] for key in ("_log_history", "_count_history", "max_length"))
+    if not all(isinstance(values, np.ndarray) and values.ndim == 1 for values in (logs, counts)):
+        raise CheckpointError("holds a log that is not an array of numbers")
+    if len(logs) != len(counts) or type(length) is not int:
+        raise CheckpointError("holds a log whose counts do not belong to it")
+    buffer = HistoryBuffer(max_length=length)
+    buffer._log_history, buffer._count_history = logs, counts
+    return buffer
 
 
-def _getattr(owner: Any, name: str) -> Any:
-    """Look up a statistic of the logs: a HistoryBuffer is saved with its methods."""
-    if owner is HistoryBuffer and not name.startswith("_"):
-        return getattr(owner, name)
-    raise UnsafeCheckpointError(f"would import builtins.getattr, to use {name!r} of {owner!r}")
+def _getattr(builder: Builder, state: Any, owner: Any, name: Any) -> Inert:
+    """Name a statistic of the logs: a HistoryBuffer is saved with its methods."""
+    full = f"{owner.name}.{name}" if isinstance(owner, Inert) else f"{type(owner).__name__}.{name}"
+    if full in _STATISTICS:
+        return Inert(full)
+    raise UnsafeCheckpointError(f"would import builtins.getattr, to use {printable(full)}{_ADVICE}")
 
 
-class _RunnerUnpickler(RestrictedUnpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        return _find_class(module, name)
-
-
-class _RunnerPickle(TorchPickle):
-    Unpickler = _RunnerUnpickler
+_ADVICE = (
+    ", which mmengine's Runner does not save by itself. If you trust the file, set the environment variable "
+    "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1"
+)
+_LOG = f"{HistoryBuffer.__module__}.{HistoryBuffer.__name__}"
+_STATISTICS = frozenset(f"{_LOG}.{name}" for name in ("current", "max", "mean", "min"))
+_RUNNER = Vocabulary(
+    known={
+        **WEIGHTS.known,
+        _LOG: _history_buffer,
+        "builtins.getattr": _getattr,
+        "__builtin__.getattr": _getattr,
+    },
+    bare=WEIGHTS.bare | _STATISTICS,
+    inert=(),
+    advice=_ADVICE,
+)
