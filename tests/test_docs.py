@@ -70,7 +70,7 @@ def test_extras_exist():
 def downloads(tmp_path, monkeypatch):
     """In place of torchvision's server, files of the right names with random weights."""
 
-    def fetch(url, *_):
+    def fetch(url, *_, **__):
         path = tmp_path / url.rpartition("/")[2]
         torch.save(get_model(path.name.partition("-")[0], weights=None).state_dict(), path)
         return path
