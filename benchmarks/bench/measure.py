@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from resnet_backbone.tools.saved_tensors import SavedTensorBytes
 from .rows import BASELINE, Builder, Row, UnavailableError
 from .settings import Settings, precision
 
-__all__ = ["Result", "bytes_kept", "measure"]
+__all__ = ["Result", "bytes_kept", "measure", "milliseconds", "peak_bytes"]
 
 # Relative to the norm of each level, against the exact path in single precision.
 TOLERANCE = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 5e-2, "fp16": 2e-2}
@@ -98,7 +100,7 @@ def measure(
         for repetition in range(settings.repeats):
             for name, step in ready.items():
                 progress(f"{repetition + 1}/{settings.repeats}: {name}")
-                results[name].milliseconds.append(_milliseconds(step, settings))
+                results[name].milliseconds.append(milliseconds(step, settings.device))
     return list(results.values())
 
 
@@ -136,11 +138,16 @@ def _step(row: Row, image: Tensor, settings: Settings) -> Callable[[], object]:
     return train if settings.train else infer
 
 
-def _milliseconds(step: Callable[[], object], settings: Settings) -> float:
-    if settings.device == "cuda":
+def milliseconds(step: Callable[[], object], device: str) -> float:
+    """Time a step; on a GPU several, so that the host is ahead of the device as it is in training.
+
+    Args:
+        step: What is timed.
+        device: ``'cpu'`` or ``'cuda'``.
+    """
+    if device == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
-        # Several, so that the host is ahead of the device as it is in training.
         for _ in range(STEPS):
             step()
         end.record()
@@ -151,17 +158,34 @@ def _milliseconds(step: Callable[[], object], settings: Settings) -> float:
     return (time.perf_counter() - begin) * 1e3
 
 
-def _weigh(row: Row, image: Tensor, settings: Settings, step: Callable[[], object], result: Result) -> None:
-    # Hooks on saved tensors would have a compiled network compiled again, which takes a minute there.
-    if settings.train and row.model is not None and (settings.device == "cpu" or not row.compiled):
-        result.kept_bytes = bytes_kept(row.model, lambda: row.forward(image))
-    if settings.device == "cuda":
+def peak_bytes(step: Callable[[], object], device: str) -> int:
+    """Return the bytes of tensors that a step holds at most, beyond what was held before it.
+
+    Args:
+        step: What is weighed.
+        device: ``'cpu'`` or ``'cuda'``.
+    """
+    if device == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         step()
         torch.cuda.synchronize()
-        result.peak_bytes = torch.cuda.max_memory_allocated() - before
+        return int(torch.cuda.max_memory_allocated() - before)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
+        step()
+    assert profiled.profiler is not None
+    results: Any = profiled.profiler.kineto_results
+    changes = sorted((event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]")
+    return int(max(accumulate((size for _, size in changes), initial=0)))
+
+
+def _weigh(row: Row, image: Tensor, settings: Settings, step: Callable[[], object], result: Result) -> None:
+    # Hooks on saved tensors would have a compiled network compiled again, which takes a minute there.
+    if settings.train and row.model is not None and (settings.device == "cpu" or not row.compiled):
+        result.kept_bytes = bytes_kept(row.model, lambda: row.forward(image))
+    if settings.device == "cuda":
+        result.peak_bytes = peak_bytes(step, settings.device)
 
 
 def bytes_kept(model: nn.Module, forward: Callable[[], object]) -> int:

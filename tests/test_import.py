@@ -1,0 +1,24 @@
+"""What ``import resnet_backbone`` brings along, beyond what it needs."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+SLOW = {"torch._dynamo", "torch._inductor", "torch.onnx", "triton", "torchvision", "torchao", "timm"}
+SLOW |= {"matplotlib", "rich", "huggingface_hub", "safetensors", "onnxruntime"}
+SCRIPT = """
+import sys, torch, mmcv.cnn, mmengine
+before = set(sys.modules)
+import resnet_backbone
+print(*sorted(set(sys.modules) - before))
+"""
+
+
+@pytest.mark.skipif(not hasattr(torch.compiler, "is_compiling"), reason="only torch._dynamo can be asked there")
+def test_import_loads_what_the_networks_need():
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "resnet_backbone.resnet" in loaded
+    assert not SLOW & loaded
