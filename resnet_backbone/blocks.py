@@ -8,17 +8,16 @@ from typing import Any, ClassVar, cast
 
 from mmengine.model import BaseModule
 from torch import Tensor, is_grad_enabled, nn
-from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from .arguments import check_dcn, check_plugins, check_style
-from .errors import ArgumentError, ArgumentTypeError, check_channels, is_int
+from .arguments import check_block_arguments
+from .errors import ArgumentError, ArgumentTypeError, check_channels
 from .layers.build import build_conv_layer, build_norm_layer, build_plugin_layer
 from .layers.conv_norm import conv_norm, conv_norm_sequence
 from .layers.deform import rename_old_offsets
-from .layers.dimensions import check_dims, spatial_dims_of
-from .layers.plugins import check_output, try_out
+from .layers.dimensions import spatial_dims_of
+from .layers.plugins import dry_run_plugin
 from .layers.tracing import is_recording
 
 __all__ = ["BasicBlock", "Bottleneck", "ResidualBlock"]
@@ -63,14 +62,6 @@ class ResidualBlock(BaseModule):
         kernel_size: int,
     ) -> None:
         super().__init__(init_cfg)
-        check_channels("inplanes", inplanes)
-        check_channels("planes", planes)
-        check_style(style)
-        check_dcn(dcn, conv_cfg, channels=planes)
-        check_plugins(plugins, self.plugin_positions)
-        check_dims(conv_cfg, norm_cfg)
-        if not is_int(kernel_size) or kernel_size < 1 or kernel_size % 2 == 0:
-            raise ArgumentError(f"kernel_size must be an odd integer of at least 1, got {kernel_size!r}")
         self.inplanes = inplanes
         self.planes = planes
         self.stride = stride
@@ -80,25 +71,26 @@ class ResidualBlock(BaseModule):
         self.kernel_size = kernel_size
         self.conv_cfg = conv_cfg
         self.norm_cfg = norm_cfg
-        # A subclass may pop from self.dcn (mmdet's ResNeXt and Res2Net do), so the block keeps a copy of its own.
+        check_block_arguments(self, dcn, plugins)
+        # A copy, because subclasses pop from it (mmdet's ResNeXt and Res2Net do).
         self.dcn = None if dcn is None else {key: dcn[key] for key in dcn if key != "fallback_on_stride"}
         self.with_dcn = dcn is not None
         self._falls_back_on_stride = dcn is not None and dcn.get("fallback_on_stride", False)
 
     def _conv3x3_cfg(self, stride: int) -> Cfg | None:
-        """The config of the 3x3 that ``dcn`` may replace; ``fallback_on_stride`` keeps strided ones ordinary."""
+        """Config of the 3x3 convolution that ``dcn`` may replace; ``fallback_on_stride`` exempts strided ones."""
         return self.conv_cfg if self.dcn is None or (self._falls_back_on_stride and stride > 1) else self.dcn
 
     def _padding(self, dilation: int) -> int:
-        """Zeros on each side of a wide convolution: as many as keep features aligned with the shortcut's."""
+        """Padding of a ``kernel_size`` convolution that keeps its output aligned with the shortcut."""
         return dilation * (self.kernel_size // 2)
 
     def _add_plugins(self, plugins: list[Cfg] | None, *channels: int) -> None:
-        """Build the plugins of each position and remember their configs and names under it.
+        """Build the plugins of each position; store their configs and names in attributes named after it.
 
         Args:
             plugins: Configs of plugins, each with its position.
-            *channels: The number of channels at each of ``plugin_positions``.
+            *channels: Number of channels at each of ``plugin_positions``.
         """
         self.plugins = plugins
         self.with_plugins = plugins is not None
@@ -113,15 +105,15 @@ class ResidualBlock(BaseModule):
         """Build plugins and add them to the block.
 
         Args:
-            in_channels: Number of channels that the plugins receive and return.
+            in_channels: Number of channels of the plugins' input and output.
             plugins: Their configs; ``postfix`` is appended to a plugin's name.
 
         Returns:
-            The names under which they were added, in the order given.
+            Their names in the block, in the order given.
 
         Raises:
-            ArgumentError: ``plugins`` is no list, two plugins have one name or one has that of a layer, or one does
-                not return the shape that it receives.
+            ArgumentError: ``plugins`` is not a list, a plugin's name is already taken in the block, or a plugin does
+                not return features of the shape of its input.
         """
         if not isinstance(plugins, list):
             raise ArgumentTypeError(f"plugins must be a list of plugin configs, got {plugins!r}")
@@ -136,11 +128,10 @@ class ResidualBlock(BaseModule):
                 raise ArgumentError(f"plugins: the _abbr_ of {cfg['type']!r} must be a name without dots, got {name!r}")
             if hasattr(self, name):
                 raise ArgumentError(
-                    f"plugins has two plugins named {name!r} in one block, or the block itself has something of that "
-                    f"name: give each plugin a postfix to tell them apart, "
-                    f"such as dict(type={cfg['type']!r}, postfix='2', ...)"
+                    f"plugins: the name {name!r} is taken in the block, by another plugin or by the block itself: "
+                    f"give each plugin a postfix of its own, such as dict(type={cfg['type']!r}, postfix='2', ...)"
                 )
-            try_out(layer, f"{name} (type={cfg['type']!r})", in_channels, spatial_dims_of(self.conv_cfg))
+            dry_run_plugin(layer, f"{name} (type={cfg['type']!r})", in_channels, spatial_dims_of(self.conv_cfg))
             self.add_module(name, layer)
             names.append(name)
         return names
@@ -150,13 +141,13 @@ class ResidualBlock(BaseModule):
 
         Args:
             x: Features of shape ``(N, C, H, W)``.
-            plugin_names: The names that ``make_block_plugins`` returned.
+            plugin_names: Names returned by ``make_block_plugins``.
+
+        Returns:
+            Features of the same shape.
         """
         for name in plugin_names:
-            out = getattr(self, name)(x)
-            if not isinstance(x, Proxy):  # A symbolic trace has no shapes to check.
-                check_output(out, name, x.shape)
-            x = out
+            x = getattr(self, name)(x)
         return x
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
@@ -168,20 +159,22 @@ class ResidualBlock(BaseModule):
     @property
     @abstractmethod
     def conv_norm_names(self) -> list[tuple[str, str]]:
-        """The names of the block's convolutions, each with that of the norm layer that follows it.
+        """Names of the block's convolutions, each with the name of its norm layer.
 
-        A subclass with a forward pass of its own overrides this, too: ``switch_to_deploy`` folds what it names.
+        A subclass with a forward pass of its own overrides this as well: ``switch_to_deploy`` fuses these pairs.
         """
 
     @property
     def norm1(self) -> nn.Module:
         """The norm layer after the first convolution."""
-        return cast(nn.Module, getattr(self, self.norm1_name))
+        norm: nn.Module = getattr(self, self.norm1_name)
+        return norm
 
     @property
     def norm2(self) -> nn.Module:
         """The norm layer after the second convolution."""
-        return cast(nn.Module, getattr(self, self.norm2_name))
+        norm: nn.Module = getattr(self, self.norm2_name)
+        return norm
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the block.
@@ -430,13 +423,14 @@ class Bottleneck(ResidualBlock):
 
     @property
     def conv_norm_names(self) -> list[tuple[str, str]]:
-        """The names of the block's convolutions, each with that of the norm layer that follows it."""
+        """Names of the block's convolutions, each with the name of its norm layer."""
         return [("conv1", self.norm1_name), ("conv2", self.norm2_name), ("conv3", self.norm3_name)]
 
     @property
     def norm3(self) -> nn.Module:
         """The norm layer after the third convolution."""
-        return cast(nn.Module, getattr(self, self.norm3_name))
+        norm: nn.Module = getattr(self, self.norm3_name)
+        return norm
 
     def _residual_and_shortcut(self, x: Tensor) -> Tensor:
         out: Tensor = self.relu(self._conv_norm(self.conv1, self.norm1, x))

@@ -1,9 +1,10 @@
-"""Make a trained backbone as small and fast as inference allows: batch norms folded into the convolutions for good."""
+"""What ``switch_to_deploy`` makes of a trained backbone: batch norms fused into convolutions, and no training."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Any, cast
 
@@ -11,23 +12,27 @@ import torch
 from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import Self
 
 from .blocks import ResidualBlock
+from .errors import DeployedError
 from .layers.conv_norm import fold_weights, is_foldable, norm_as_affine
 from .layers.deform import ModulatedDeformConv2dPack
 
-__all__ = ["computes_as_ours", "fold_for_good", "with_constant_weights"]
+__all__ = ["computes_as_ours", "deployed_class", "freeze_weights", "fuse_conv_bn"]
 
 Pairs = Iterable[tuple[str, str]]
 Levels = Sequence[Tensor]
 
+CANNOT_TRAIN = "a deployed backbone cannot train: build it again and load its training checkpoint"
+
 
 class ChannelAffine(nn.Module):
-    """Scale and shift each channel: what is left of a batch norm whose convolution cannot take it in.
+    """Scale and shift of each channel: a batch norm whose convolution has no bias to fuse it into.
 
     Args:
-        scale: One factor per channel.
-        shift: One summand per channel.
+        scale: Shape ``(C,)``.
+        shift: Shape ``(C,)``.
     """
 
     def __init__(self, scale: Tensor, shift: Tensor) -> None:
@@ -45,16 +50,16 @@ class ChannelAffine(nn.Module):
         return torch.addcmul(self.shift.view(shape), x, self.scale.view(shape))
 
 
-def fold_for_good(backbone: nn.Module, stem: Pairs) -> None:
-    """Replace, in place, every batch norm that follows a convolution.
+def fuse_conv_bn(backbone: nn.Module, stem: Pairs) -> None:
+    """Replace, in place, every batch norm that follows a convolution, and freeze all parameters.
 
-    An ordinary convolution, and the deformable one of type 'DCNv2', take it in; behind any other it becomes a
-    ``ChannelAffine``. Norm layers of other kinds stay, and so do those in blocks with a ``forward`` of their own and
-    in plugins other than mmcv's ``ConvModule``.
+    Ordinary convolutions and deformable ones of type 'DCNv2' absorb it; after any other it becomes a ``ChannelAffine``.
+    Other norm layers stay, and so do those in blocks with a ``forward`` of their own and in plugins other than mmcv's
+    ``ConvModule``.
 
     Args:
         backbone: The backbone, in eval mode.
-        stem: The names of those of its own convolutions that a norm layer follows, each with the norm layer's.
+        stem: Names of the convolutions and norm layers of the backbone itself.
     """
     for name_of_conv, name_of_norm in stem:
         _fold_pair(backbone, name_of_conv, name_of_norm)
@@ -68,7 +73,7 @@ def fold_for_good(backbone: nn.Module, stem: Pairs) -> None:
 
 
 def _pairs_in(part: nn.Module) -> Pairs:
-    """The names of the convolutions that ``part`` runs right before a norm layer, each with the norm layer's."""
+    """Names of the convolutions that ``part`` runs right before a norm layer, and of the norm layers."""
     if computes_as_ours(part):
         return cast(Pairs, part.conv_norm_names)
     if isinstance(part, ConvModule) and part.with_norm and part.order.index("norm") == part.order.index("conv") + 1:
@@ -104,21 +109,24 @@ def _fold_pair(owner: nn.Module, name_of_conv: str, name_of_norm: str) -> None:
 
 
 def _is_conv(layer: nn.Module) -> bool:
-    """Whether a norm layer behind ``layer`` works on what a convolution has made, ordinary or not."""
+    """Whether ``layer`` is a convolution, ordinary or not."""
     return "Conv" in type(layer).__name__
 
 
 def _is_modulated_deform_conv(layer: nn.Module) -> bool:
-    """Whether ``layer`` is the convolution of type 'DCNv2', ours or compiled mmcv's, which takes a bias."""
+    """Whether ``layer`` is the convolution of type 'DCNv2', ours or compiled mmcv's, which has a bias."""
     return type(layer).__name__ == ModulatedDeformConv2dPack.__name__
 
 
-def with_constant_weights(compiled: Callable[[Tensor], Levels]) -> Callable[[Tensor], Levels]:
-    """Return ``compiled``, a backbone's compiled call, with its weights as constants on CPUs.
+def freeze_weights(compiled: Callable[[Tensor], Levels]) -> Callable[[Tensor], Levels]:
+    """Return a compiled backbone's call with the weights as constants on CPUs, laid out for inductor's kernels.
 
-    Inductor then lays them out for its kernels. Its option for that, ``torch.compile(options={"freezing": True})``,
-    comes too late: the compiler's front end, which reads the global setting alone, has made inputs of the weights by
-    then. An input that wants a gradient, and one on another device, take the ordinary road.
+    Inductor's own option, ``torch.compile(options={"freezing": True})``, takes effect too late: dynamo, which reads the
+    global setting only, has made inputs of the weights by then. Inputs that require grad, or are on another device, are
+    computed as usual.
+
+    Args:
+        compiled: The result of ``torch.compile``.
     """
     from torch._inductor import config
 
@@ -129,3 +137,88 @@ def with_constant_weights(compiled: Callable[[Tensor], Levels]) -> Callable[[Ten
             return compiled(x)
 
     return call
+
+
+class Deployed(nn.Module):
+    """What a backbone does differently after ``switch_to_deploy``: it stays in eval mode, and frozen."""
+
+    deployed = True
+    training_class: type[nn.Module]
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of the backbone itself, as a frozen one: its layers stay in eval mode.
+
+        Args:
+            mode: Whether the network around it trains.
+        """
+        super().train(False)
+        self.training = mode
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Refuse to train.
+
+        Raises:
+            DeployedError: ``requires_grad`` is true.
+        """
+        if requires_grad:
+            raise DeployedError(CANNOT_TRAIN)
+        return self
+
+    def _check_input(self, x: Any) -> None:
+        super()._check_input(x)  # type: ignore[misc]
+        if self.training and torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
+            raise DeployedError(CANNOT_TRAIN)
+
+    def switch_to_deploy(self) -> Self:
+        """Return the backbone as it is."""
+        return self
+
+    def init_weights(self, pretrained: str | None = None) -> None:
+        """Refuse to initialise.
+
+        Raises:
+            DeployedError: Always.
+        """
+        raise DeployedError("a deployed backbone cannot be initialised: call init_weights before switch_to_deploy")
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the backbone in place, on a CPU with its weights as constants: load or change them before.
+
+        Args:
+            *args: As for ``torch.compile``.
+            **kwargs: As for ``torch.compile``.
+        """
+        super().compile(*args, **kwargs)
+        self._compiled_call_impl: Any = freeze_weights(self._compiled_call_impl)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        if self._compiled_call_impl is not None:
+            raise DeployedError("a compiled deployed backbone has its weights as constants: load them before compile()")
+        own = self.state_dict().keys()
+        statistics = [key for key in state_dict if key.startswith(prefix) and key.endswith(".running_mean")]
+        if any(key.removeprefix(prefix) not in own for key in statistics):
+            raise DeployedError(
+                "a deployed backbone cannot load a checkpoint with batch norms: load it before switch_to_deploy"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Pickle finds classes by name, and deployed_class makes this one's.
+        reduced: Any = super().__reduce_ex__(protocol)
+        return _new_deployed, (self.training_class,), *reduced[2:]
+
+
+@cache
+def deployed_class(cls: Any) -> type[nn.Module]:
+    """Return the class of a deployed backbone.
+
+    Args:
+        cls: The backbone's class until then.
+    """
+    return type(cls.__name__, (Deployed, cls), {"training_class": cls, "__module__": cls.__module__})
+
+
+def _new_deployed(cls: type[nn.Module]) -> nn.Module:
+    deployed: type[nn.Module] = deployed_class(cls)  # type: ignore[arg-type]
+    return deployed.__new__(deployed)

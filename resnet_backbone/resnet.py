@@ -17,35 +17,19 @@ from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import Never, Self
 
-from .arguments import (
-    check_dcn,
-    check_flags,
-    check_frozen_stages,
-    check_init_cfg,
-    check_multi_grid,
-    check_num_stages,
-    check_out_indices,
-    check_per_stage,
-    check_plugins,
-    check_stage_mask,
-    check_stem_stride,
-    check_style,
-)
+from .arguments import check_arguments
 from .blocks import BasicBlock, Bottleneck
-from .deploy import fold_for_good, with_constant_weights
-from .errors import ArgumentError, ArgumentTypeError, DeployedError, UnknownNameError, check_channels, did_you_mean
+from .deploy import deployed_class, fuse_conv_bn
+from .errors import ArgumentError, ArgumentTypeError, UnknownNameError, did_you_mean
 from .layers.build import build_conv_layer, build_norm_layer
 from .layers.conv_norm import conv_norm, conv_norm_sequence
 from .layers.ddp import mark_unused_for_ddp
-from .layers.dimensions import check_dims, layout, max_pool, memory_format, spatial_dims_of
+from .layers.dimensions import layout, max_pool, memory_format, spatial_dims_of
 from .res_layer import ResLayer
 
 __all__ = ["FeatureInfo", "ResNet", "ResNetV1c", "ResNetV1d", "channels_of"]
 
 Cfg = dict[str, Any]
-
-
-_LAST_NORM: dict[type[nn.Module], str] = {BasicBlock: "norm2", Bottleneck: "norm3"}
 
 
 class FeatureInfo(NamedTuple):
@@ -139,6 +123,7 @@ class ResNet(BaseModule):
     fold_norm: bool = False
     channels_last: bool = False
     deployed: bool = False
+    stage_blocks: Sequence[int]
 
     def __init__(
         self,
@@ -176,53 +161,10 @@ class ResNet(BaseModule):
         super().__init__(init_cfg)
         if unknown:
             raise _unknown_argument(type(self), next(iter(unknown)))
-        self.block, stage_blocks = self._architecture(depth)
-        if stem_channels is None:
-            stem_channels = base_channels
-
-        check_flags(
-            deep_stem=deep_stem,
-            avg_down=avg_down,
-            norm_eval=norm_eval,
-            zero_init_residual=zero_init_residual,
-            fold_norm=fold_norm,
-            channels_last=channels_last,
-            contract_dilation=contract_dilation,
-        )
-        check_channels("in_channels", in_channels)
-        check_channels("base_channels", base_channels)
-        # The deep stem's first two convolutions have half as many channels.
-        check_channels("stem_channels", stem_channels, minimum=2 if deep_stem else 1)
-        check_num_stages(num_stages, most=len(stage_blocks))
-        check_per_stage("strides", strides, num_stages)
-        check_per_stage("dilations", dilations, num_stages)
-        check_out_indices(out_indices, num_stages)
-        check_stem_stride(stem_stride)
-        check_style(style)
-        check_frozen_stages(frozen_stages, num_stages)
-        check_dcn(dcn, conv_cfg)
-        if dcn is not None:
-            check_stage_mask("stage_with_dcn", stage_with_dcn, num_stages)
-        positions = getattr(self.block, "plugin_positions", Bottleneck.plugin_positions)
-        check_plugins(plugins, positions, num_stages)
-        check_dims(conv_cfg, norm_cfg)
-        if isinstance(with_cp, Sequence) and not isinstance(with_cp, str):
-            check_stage_mask("with_cp", with_cp, num_stages)
-        else:
-            check_flags(with_cp=with_cp)
-        check_init_cfg(init_cfg)
-        if multi_grid is not None:
-            check_multi_grid(multi_grid, stage_blocks[num_stages - 1])
-        if base_width is not None:
-            check_channels("base_width", base_width)
-            if issubclass(self.block, BasicBlock):
-                raise ArgumentError(
-                    f"base_width must be None for depth {depth}: a BasicBlock has none, got {base_width!r}"
-                )
-
+        self.block, self.stage_blocks = self._architecture(depth)
         self.depth = depth
         self.in_channels = in_channels
-        self.stem_channels = stem_channels
+        self.stem_channels = base_channels if stem_channels is None else stem_channels
         self.base_channels = base_channels
         self.num_stages = num_stages
         self.strides = strides
@@ -245,14 +187,16 @@ class ResNet(BaseModule):
         self.contract_dilation = contract_dilation
         self.stem_stride = stem_stride
         self._base_width = base_width
-        self.stage_blocks: Sequence[int] = stage_blocks[:num_stages]
+        self.fold_norm = fold_norm
+        self.channels_last = channels_last
+        check_arguments(self)
+        self.stage_blocks = self.stage_blocks[:num_stages]
 
         block_init_cfg = self._set_init_cfg(pretrained)
-        self._make_stem_layer(in_channels, stem_channels)
+        self._make_stem_layer(in_channels, self.stem_channels)
         self._make_stages(block_init_cfg)
         self._freeze_stages()
         self._set_fold_norm(fold_norm)
-        self.channels_last = channels_last
         if channels_last:
             self.to(memory_format=memory_format(self.spatial_dims))
 
@@ -282,10 +226,10 @@ class ResNet(BaseModule):
             self.inplanes = planes * self.block.expansion
             self.res_layers.append(f"layer{index + 1}")
             self.add_module(self.res_layers[-1], stage)
-        self.feat_dim: int = self.inplanes
+        self.feat_dim = self.inplanes
 
     def _set_fold_norm(self, fold_norm: bool) -> None:
-        # Set afterwards: a subclass's blocks have constructors that do not know the argument.
+        # Set on the blocks rather than passed: those of a subclass need not have the argument.
         self.fold_norm = fold_norm
         module: Any
         for module in self.modules():
@@ -293,7 +237,7 @@ class ResNet(BaseModule):
                 module.fold_norm = fold_norm
 
     def _architecture(self, depth: int) -> tuple[type[Any], tuple[int, ...]]:
-        """Return the class of the blocks, and how many each stage has."""
+        """Return the class of the blocks, and the number of blocks of each stage."""
         if not isinstance(depth, Hashable) or depth not in self.arch_settings:
             raise UnknownNameError(
                 f"invalid depth {depth!r} for {type(self).__name__}: depth must be one of "
@@ -301,10 +245,23 @@ class ResNet(BaseModule):
             )
         return self.arch_settings[depth]
 
+    def _stage_planes(self, index: int) -> int:
+        """Return ``planes`` of a stage."""
+        return int(self.base_channels * 2**index)
+
+    def _stage_options(self, index: int) -> Cfg:
+        """Return further arguments of a stage, where they are set: a subclass's stage need not have them."""
+        options: Cfg = {"contract_dilation": True} if self.contract_dilation else {}
+        if self.multi_grid is not None and index == self.num_stages - 1:
+            options["multi_grid"] = self.multi_grid
+        if self._base_width is not None:
+            options["width"] = self._stage_planes(index) * self._base_width // self.base_channels
+        return options
+
     def _set_init_cfg(self, pretrained: str | None) -> Cfg | None:
-        """Settle how the backbone is initialised; return the blocks' own initialisation config."""
+        """Set ``init_cfg``; return that of the blocks."""
         if pretrained is not None:
-            _check_pretrained(pretrained)
+            init_cfg = _pretrained_init_cfg(pretrained)
             if self.init_cfg:
                 raise ArgumentError(
                     f"pretrained={pretrained!r} and init_cfg={self.init_cfg!r} cannot both be given: drop pretrained"
@@ -314,7 +271,7 @@ class ResNet(BaseModule):
                 DeprecationWarning,
                 stacklevel=3,
             )
-            self.init_cfg = _pretrained_init_cfg(pretrained)
+            self.init_cfg = init_cfg
         elif self.init_cfg is None:
             self.init_cfg = [
                 {"type": "Kaiming", "layer": f"Conv{self.spatial_dims}d"},
@@ -324,9 +281,12 @@ class ResNet(BaseModule):
         return None
 
     def _block_init_cfg(self) -> Cfg | None:
-        """The initialisation that ``zero_init_residual`` stands for: a subclass's own block has none, as in mmdet."""
-        last_norm = _LAST_NORM.get(self.block)
-        return None if last_norm is None else {"type": "Constant", "val": 0, "override": {"name": last_norm}}
+        """Return the config that starts each block's last norm layer at zero."""
+        # A subclass of the blocks starts its last norm layer at one, as in mmdet.
+        if self.block not in (BasicBlock, Bottleneck):
+            return None
+        last_norm = "norm2" if self.block is BasicBlock else "norm3"
+        return {"type": "Constant", "val": 0, "override": {"name": last_norm}}
 
     def _make_stem_layer(self, in_channels: int, stem_channels: int) -> None:
         """Build the stem: stride ``stem_stride``, from ``in_channels`` to ``stem_channels``."""
@@ -365,25 +325,11 @@ class ResNet(BaseModule):
         Returns:
             The plugins whose ``stages`` include the stage, or that have none, without their ``stages``.
         """
-        check_plugins(plugins, Bottleneck.plugin_positions, self.num_stages)
         return [
             {key: plugin[key] for key in plugin if key != "stages"}
             for plugin in plugins
             if plugin.get("stages") is None or plugin["stages"][stage_idx]
         ]
-
-    def _stage_planes(self, index: int) -> int:
-        """``planes`` of a stage's blocks; ``index`` counts from 0."""
-        return int(self.base_channels * 2**index)
-
-    def _stage_options(self, index: int) -> Cfg:
-        """Further arguments of a stage, where they are set: a subclass's stage need not know them."""
-        options: Cfg = {"contract_dilation": True} if self.contract_dilation else {}
-        if self.multi_grid is not None and index == self.num_stages - 1:
-            options["multi_grid"] = self.multi_grid
-        if self._base_width is not None:
-            options["width"] = self._stage_planes(index) * self._base_width // self.base_channels
-        return options
 
     def make_res_layer(self, **kwargs: Any) -> nn.Module:
         """Build one stage; a subclass overrides this to use another.
@@ -396,7 +342,8 @@ class ResNet(BaseModule):
     @property
     def norm1(self) -> nn.Module:
         """The norm layer of the stem; a deep stem has none of this name."""
-        return cast(nn.Module, getattr(self, self.norm1_name))
+        norm: nn.Module = getattr(self, self.norm1_name)
+        return norm
 
     @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
@@ -483,12 +430,7 @@ class ResNet(BaseModule):
 
         Returns:
             The backbone.
-
-        Raises:
-            DeployedError: ``mode`` is true after ``switch_to_deploy``.
         """
-        if mode and self.deployed:
-            raise DeployedError("a deployed backbone cannot train: build it anew and load its training checkpoint")
         super().train(mode)
         self._freeze_stages()
         if mode and self.norm_eval:
@@ -513,48 +455,20 @@ class ResNet(BaseModule):
         return type(self).forward is ResNet.forward
 
     def switch_to_deploy(self) -> Self:
-        """Fold every batch norm into its convolution for good and drop what serves training alone, in place.
+        """Fuse every batch norm into its convolution, in place, for inference.
 
-        The outputs differ by rounding. The state dict has other keys then: a checkpoint from training is loaded before.
+        The outputs differ by rounding. What is left has no batch norms and cannot train: it stays frozen, its state
+        dict has other keys (load a training checkpoint before the call), and ``compile()`` makes its weights constants.
         A second call changes nothing.
 
         Returns:
             The backbone, in eval mode.
         """
-        if not self.deployed:
-            self.eval()
-            plain_stem = not self.deep_stem and self._runs_stem_as_ours()
-            fold_for_good(self, [("conv1", self.norm1_name)] if plain_stem else [])
-            self.deployed = True
+        self.eval()
+        stem = [("conv1", self.norm1_name)] if not self.deep_stem and self._runs_stem_as_ours() else []
+        fuse_conv_bn(self, stem)
+        self.__class__ = deployed_class(type(self))  # type: ignore[assignment]
         return self
-
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the backbone in place, as ``torch.nn.Module.compile`` does.
-
-        After ``switch_to_deploy`` the compiled code has, on a CPU, the weights as constants, laid out once for its
-        kernels: whoever loads or changes weights does it before.
-
-        Args:
-            *args: As for ``torch.compile``.
-            **kwargs: As for ``torch.compile``.
-        """
-        super().compile(*args, **kwargs)
-        if self.deployed:
-            self._compiled_call_impl = with_constant_weights(cast(Any, self._compiled_call_impl))
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        if self.deployed:
-            if self._compiled_call_impl is not None:
-                raise DeployedError(
-                    "a compiled deployed backbone has its weights as constants: load them before compile()"
-                )
-            own = self.state_dict().keys()
-            folded = [key for key in state_dict if key.startswith(prefix) and key.endswith(".running_mean")]
-            if any(key.removeprefix(prefix) not in own for key in folded):
-                raise DeployedError(
-                    "a deployed backbone cannot load a checkpoint with batch norms: load it before switch_to_deploy"
-                )
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def init_weights(self, pretrained: str | None = None) -> None:
         """Initialise the weights as ``init_cfg`` says.
@@ -563,13 +477,9 @@ class ResNet(BaseModule):
             pretrained: A checkpoint to load in place of ``init_cfg``, as in mmdet 2.
 
         Raises:
-            ArgumentTypeError: ``pretrained`` is no string.
-            DeployedError: After ``switch_to_deploy``.
+            ArgumentTypeError: ``pretrained`` is not a string.
         """
-        if self.deployed:
-            raise DeployedError("a deployed backbone cannot be initialised: call init_weights before switch_to_deploy")
         if pretrained is not None:
-            _check_pretrained(pretrained)
             self.init_cfg = _pretrained_init_cfg(pretrained)
             self._is_init = False
         # Random numbers fill a tensor in the order of its memory: in that of the default format, a seed gives the
@@ -635,12 +545,9 @@ def _unknown_argument(cls: type, name: str) -> ArgumentTypeError:
     return ArgumentTypeError(f"{cls.__name__} has no argument {name!r}.{did_you_mean(name, known)}")
 
 
-def _check_pretrained(pretrained: Any) -> None:
-    if not isinstance(pretrained, str):
-        raise ArgumentTypeError(f"pretrained must be a string (a path, a URL, torchvision://...), got {pretrained!r}")
-
-
-def _pretrained_init_cfg(checkpoint: str) -> Cfg:
+def _pretrained_init_cfg(checkpoint: Any) -> Cfg:
+    if not isinstance(checkpoint, str):
+        raise ArgumentTypeError(f"pretrained must be a string (a path, a URL, torchvision://...), got {checkpoint!r}")
     return {"type": "Pretrained", "checkpoint": checkpoint}
 
 

@@ -98,12 +98,42 @@ def test_second_call_changes_nothing():
 
 
 def test_training_afterwards_is_refused():
-    detector = nn.Sequential(shaken().switch_to_deploy())
-    detector.eval()
-    with pytest.raises(DeployedError, match="cannot train: build it anew"):
-        detector.train()
-    with pytest.raises(DeployedError, match="cannot be initialised"):
-        detector[0].init_weights()
+    backbone = shaken(norm_eval=False, plugins=[dict(cfg=dict(type="ContextBlock", ratio=0.5), position="after_conv2")])
+    backbone.switch_to_deploy()
+    with pytest.raises(DeployedError, match="cannot train"):
+        backbone.requires_grad_()
+    with pytest.raises(DeployedError, match="init_weights"):
+        backbone.init_weights()
+    backbone.layer1.requires_grad_(True)
+    backbone.train()
+    with pytest.raises(DeployedError, match="cannot train"):
+        backbone(torch.rand(1, 3, 32, 32))
+    with torch.no_grad():
+        backbone(torch.rand(1, 3, 32, 32))
+
+
+def test_serves_as_the_frozen_part_of_a_network_that_trains():
+    backbone = shaken(frozen_stages=4, plugins=[dict(cfg=CONV_MODULE, position="after_conv1", stages=(1, 0, 0, 0))])
+    expected = outputs(backbone)
+    backbone.switch_to_deploy()
+    network = nn.ModuleList([backbone, nn.Conv2d(64, 4, 1)]).train()
+    assert backbone.training
+    assert not any(module.training for module in backbone.modules() if module is not backbone)
+    assert_close(outputs(backbone), expected)
+    network[1](backbone(torch.rand(2, 3, 32, 32))[-1]).sum().backward()
+    assert network[1].weight.grad.any()
+    assert all(parameter.grad is None for parameter in backbone.parameters())
+
+
+def test_feature_extractor_of_torchvision_traces_it():
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    backbone = shaken().switch_to_deploy()
+    extractor = create_feature_extractor(backbone, {"layer2": "fine", "layer4": "coarse"}).eval()
+    x = torch.rand(1, 3, 64, 64)
+    fine, coarse = extractor(x).values()
+    assert torch.equal(fine, backbone.eval()(x)[1])
+    assert torch.equal(coarse, backbone(x)[3])
 
 
 def test_checkpoint_of_training_is_refused_and_of_deployment_loads():
@@ -137,8 +167,9 @@ def test_copies_and_pickles():
     expected = outputs(backbone)
     for other in (copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))):
         assert all(torch.equal(a, b) for a, b in zip(outputs(other), expected))
+        assert type(other) is type(backbone)
         with pytest.raises(DeployedError):
-            other.train()
+            other.init_weights()
 
 
 DEPLOYED = pytest.mark.parametrize("deployed", [False, True], ids=["plain", "deployed"])

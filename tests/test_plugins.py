@@ -54,13 +54,6 @@ class ReturnsTuple(Scale):
         return x, x
 
 
-class ReturnsTupleForLargeImages(Scale):
-    def forward(self, x):
-        if x.shape[-1] < 9:
-            raise RuntimeError("too small")
-        return x, x
-
-
 class HasNoForward(nn.Module):
     def __init__(self, in_channels):
         super().__init__()
@@ -262,22 +255,22 @@ def test_trying_a_plugin_out_draws_no_random_number_and_changes_nothing():
 @pytest.mark.parametrize(
     ("plugin", "error", "message"),
     [
-        (dict(type="NoSuchBlock"), UnknownNameError, "'NoSuchBlock', which is not registered.*ContextBlock.*SELayer"),
-        (dict(), UnknownNameError, "must have a 'type'"),
-        (dict(type=NoModule), ArgumentTypeError, "a plugin must be a subclass of nn.Module.*NoModule"),
+        (dict(type="NoSuchBlock"), UnknownNameError, "plugin.*'NoSuchBlock'.*ContextBlock.*SELayer"),
+        (dict(), UnknownNameError, "plugin.*'type'"),
+        (dict(type=NoModule), ArgumentTypeError, "plugin.*nn.Module.*NoModule"),
         (dict(type=TakesNoChannels), ArgumentTypeError, "TakesNoChannels.*in_channels=8"),
         (dict(type=Refuses), ArgumentError, "Refuses.*in_channels=8.*AssertionError"),
         (dict(type=Scale, bye=1), ArgumentTypeError, "'bye'"),
-        (dict(type=Reshapes), ArgumentError, r"reshapes.*must return the 8 channels.*\(1, 9, 8, 8\)"),
+        (dict(type=Reshapes), ArgumentError, r"reshapes.*8 channels.*\(1, 9, 8, 8\)"),
         (dict(type="ConvModule", out_channels=4, kernel_size=1), ArgumentError, "conv_block.*8 channels"),
-        (dict(type=HasNoForward), ArgumentTypeError, "has_no_forward.*must have a forward"),
-        (dict(type=Shrinks), ArgumentError, r"shrinks.*must return the shape.*\(1, 8, 8, 8\), got \(1, 8, 4, 4\)"),
-        (dict(type=TakesTwo), ArgumentTypeError, "forward of takes_two.*must take the features alone.*'y'"),
+        (dict(type=HasNoForward), ArgumentTypeError, "has_no_forward.*forward"),
+        (dict(type=Shrinks), ArgumentError, r"shrinks.*\(1, 8, 8, 8\).*\(1, 8, 4, 4\)"),
+        (dict(type=TakesTwo), ArgumentTypeError, "takes_two.*'y'"),
         (dict(type="SELayer", ratio=2, act_cfg=dict(type="NoAct")), UnknownNameError, "SELayer.*NoAct"),
         (dict(type="SELayer", ratio=2, conv_cfg=dict(type="Conv1d")), ArgumentError, r"se_layer.*\(N, C, L\)"),
-        (dict(type="SELayer", ratio=2, postfix=".x"), ArgumentError, r"postfix must be .* got '\.x'"),
-        (dict(type="SELayer", ratio=2, postfix=None), ArgumentError, "postfix must be .* got None"),
-        (dict(type=ReturnsTuple), ArgumentTypeError, "returns_tuple.*must return a tensor.*got a tuple"),
+        (dict(type="SELayer", ratio=2, postfix=".x"), ArgumentError, r"postfix.*'\.x'"),
+        (dict(type="SELayer", ratio=2, postfix=None), ArgumentError, "postfix.*None"),
+        (dict(type=ReturnsTuple), ArgumentTypeError, "returns_tuple.*tuple"),
     ],
 )
 def test_bad_plugin_is_refused_by_the_constructor(block, plugin, error, message):
@@ -285,17 +278,11 @@ def test_bad_plugin_is_refused_by_the_constructor(block, plugin, error, message)
         make_block(block, [dict(cfg=plugin, position="after_conv1")])
 
 
-def test_bad_plugin_that_shows_itself_later_is_refused_by_forward():
-    layer = make_block(BasicBlock, [dict(cfg=dict(type=ReturnsTupleForLargeImages), position="after_conv1")])
-    with pytest.raises(ArgumentTypeError, match="returns_tuple_for_large_images must return a tensor"):
-        layer(torch.randn(1, 8, 12, 12))
-
-
 @pytest.mark.parametrize(
     ("plugin", "message"),
     [
-        (dict(stages=(1, 2, 3, 4)), r"stages must have one True or False per stage.*\(1, 2, 3, 4\)"),
-        (dict(stage=(True, False, False, False)), "a plugin has a cfg, a position and stages, got 'stage'"),
+        (dict(stages=(1, 2, 3, 4)), r"stages.*num_stages=4.*\(1, 2, 3, 4\)"),
+        (dict(stage=(True, False, False, False)), "plugin.*'stage'"),
     ],
 )
 def test_plugin_for_no_known_stages_is_refused(plugin, message):
@@ -307,9 +294,9 @@ def test_plugin_for_no_known_stages_is_refused(plugin, message):
 @pytest.mark.parametrize(
     ("abbr", "message"),
     [
-        ("conv1", "the block itself has something of that name.*postfix"),
-        ("a.b", r"_abbr_ of .*Scale.* must be a name without dots, got 'a\.b'"),
-        ("", "_abbr_ of .* must be a name without dots, got ''"),
+        ("conv1", "plugins.*'conv1'.*postfix"),
+        ("a.b", r"_abbr_.*Scale.*'a\.b'"),
+        ("", "_abbr_.*''"),
     ],
 )
 def test_plugin_of_an_impossible_name(abbr, message, monkeypatch):
@@ -332,7 +319,7 @@ def test_generalized_attention_compiles_with_graph_breaks():
 
 
 def test_two_plugins_of_one_name():
-    with pytest.raises(ArgumentError, match=r"two plugins named 'scale'.*postfix"):
+    with pytest.raises(ArgumentError, match=r"plugins.*'scale'.*postfix"):
         make_block(BasicBlock, [dict(cfg=dict(type=Scale), position="after_conv1")] * 2)
 
 
@@ -340,20 +327,24 @@ def test_two_plugins_of_one_name():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (dict(dcn="DCN"), ArgumentTypeError, "dcn must be a dict"),
-        (dict(dcn=dict()), UnknownNameError, "dcn must have a 'type'"),
+        (dict(dcn="DCN"), ArgumentTypeError, "dcn.*'DCN'"),
+        (dict(dcn=dict()), UnknownNameError, "dcn.*'type'"),
         (dict(dcn=dict(type="DCNv3")), UnknownNameError, "'DCNv3'.*Known types: .*DCN, DCNv2"),
-        (dict(dcn=dict(type="DCN"), conv_cfg=dict(type="ConvWS")), ArgumentError, "conv_cfg must be None"),
-        (dict(dcn=dict(type="DCN", deform_groups=3)), ArgumentError, r"deform_groups must divide.*\(64\), got 3"),
-        (dict(dcn=dict(type="DCNv2", groups=3)), ArgumentError, r"groups must divide.*\(64\), got 3"),
-        (dict(dcn=dict(type="DCN", deform_groups=-1)), ArgumentError, "deform_groups must be an integer"),
-        (dict(dcn=dict(type="DCN", deform_groups=2, deformable_groups=2)), ArgumentError, "old name"),
-        (dict(dcn=dict(type="DCNv2", stride=2)), ArgumentTypeError, "dcn must not have 'stride'"),
+        (dict(dcn=dict(type="DCN"), conv_cfg=dict(type="ConvWS")), ArgumentError, "conv_cfg.*ConvWS.*dcn"),
+        (dict(dcn=dict(type="DCN", deform_groups=3)), ArgumentError, r"deform_groups.*64.*3"),
+        (dict(dcn=dict(type="DCNv2", groups=3)), ArgumentError, r"groups.*64.*3"),
+        (dict(dcn=dict(type="DCN", deform_groups=-1)), ArgumentError, "deform_groups.*-1"),
+        (
+            dict(dcn=dict(type="DCN", deform_groups=2, deformable_groups=2)),
+            ArgumentError,
+            "deform_groups.*deformable_groups",
+        ),
+        (dict(dcn=dict(type="DCNv2", stride=2)), ArgumentTypeError, "dcn.*'stride'"),
         (dict(dcn=dict(type="DCNv2", deform_group=2)), ArgumentTypeError, "'deform_group'"),
-        (dict(dcn=dict(type="DCN", fallback_on_stride="no")), ArgumentTypeError, "fallback_on_stride must be True"),
-        (dict(dcn=dict(type="Conv1d")), ArgumentError, r"dcn must be a convolution of images.*'Conv1d'"),
-        (dict(dcn=dict(type="DCN"), stage_with_dcn=(1, 2, 3, 4)), ArgumentError, r"one True or False.*\(1, 2, 3, 4\)"),
-        (dict(dcn=dict(type="DCN"), stage_with_dcn=(True,)), ArgumentError, "stage_with_dcn must have one"),
+        (dict(dcn=dict(type="DCN", fallback_on_stride="no")), ArgumentTypeError, "fallback_on_stride.*'no'"),
+        (dict(dcn=dict(type="Conv1d")), ArgumentError, r"dcn.*'Conv1d'"),
+        (dict(dcn=dict(type="DCN"), stage_with_dcn=(1, 2, 3, 4)), ArgumentError, r"stage_with_dcn.*\(1, 2, 3, 4\)"),
+        (dict(dcn=dict(type="DCN"), stage_with_dcn=(True,)), ArgumentError, r"stage_with_dcn.*\(True,\)"),
     ],
 )
 def test_impossible_dcn(depth, arguments, error, message):

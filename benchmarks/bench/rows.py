@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import resnet_backbone
-from resnet_backbone.deploy import with_constant_weights
+from resnet_backbone.deploy import freeze_weights
 from resnet_backbone.int8 import quantize_int8
 from resnet_backbone.resnet import ResNet
 
@@ -159,7 +159,7 @@ def _row(name: str, model: nn.Module, settings: Settings, compiled: bool = False
 def _compile(model: nn.Module, settings: Settings) -> Callable[[Tensor], Levels]:
     """Compile; for inference as ``ResNet.compile`` does after deployment, whatever the network: to be fair to each."""
     compiled = torch.compile(model, fullgraph=True)
-    return compiled if settings.train else with_constant_weights(compiled)
+    return compiled if settings.train else freeze_weights(compiled)
 
 
 def _mmdet(settings: Settings) -> Row:

@@ -1,11 +1,10 @@
-"""How many dimensions features have: 1 for signals, 2 for images, 3 for volumes and videos.
+"""The number of spatial dimensions: 1 for signals, 2 for images, 3 for volumes and videos.
 
-``conv_cfg`` decides it for a whole network; whatever else depends on it asks here.
+It is that of the convolutions of ``conv_cfg``; what else depends on it is here.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _single
 
 from ..errors import ArgumentError
-from .build import conv_type, norm_type
+from .build import layer_type
 from .tracing import is_tracing
 
 __all__ = ["adaptive_avg_pool", "avg_pool", "check_dims", "layout", "max_pool", "memory_format", "spatial_dims_of"]
@@ -33,40 +32,40 @@ _AXES: Mapping[int, str] = {1: "L", 2: "H, W", 3: "T, H, W"}
 
 
 def spatial_dims_of(conv_cfg: Cfg | None) -> int:
-    """Return how many dimensions a convolution runs over: 1, 2 or 3.
+    """Return the number of spatial dimensions of a convolution: 1, 2 or 3.
 
     Args:
         conv_cfg: Its config; ``None`` means ``dict(type='Conv2d')``.
 
     Raises:
-        ArgumentError: ``conv_cfg`` is no dict with a registered type.
+        ArgumentError: ``conv_cfg`` is not a dict with a registered type.
     """
-    # Whatever is none of PyTorch's convolutions (deformable ones, say) is written for images.
-    return _find(conv_type(conv_cfg), _CONVS) or 2
+    # Other convolutions than PyTorch's, such as deformable ones, are for images.
+    return _find(layer_type("conv_cfg", conv_cfg), _CONVS) or 2
 
 
 def check_dims(conv_cfg: Cfg | None, norm_cfg: Cfg) -> None:
-    """Refuse norm layers that are made for another number of dimensions than the convolutions.
+    """Check that the norm layers are for the number of dimensions of the convolutions.
 
     Args:
         conv_cfg: Config of the convolutions.
         norm_cfg: Config of the norm layers.
 
     Raises:
-        ArgumentError: They differ; the norm layer is PyTorch's LayerNorm, which normalises no channels; or one of the
-            two is no dict with a registered type.
+        ArgumentError: They are not; the norm layer is PyTorch's LayerNorm, which does not normalise channels; or one of
+            the two is not a dict with a registered type.
     """
     dims = spatial_dims_of(conv_cfg)
-    layer_type = norm_type(norm_cfg)
-    if inspect.isclass(layer_type) and getattr(layer_type, "forward", None) is nn.LayerNorm.forward:
+    norm_type = layer_type("norm_cfg", norm_cfg)
+    if norm_type.forward is nn.LayerNorm.forward:
         raise ArgumentError(
             f"norm_cfg must normalise channels, got {dict(norm_cfg)!r}: PyTorch's LayerNorm normalises the last axis "
             f"of (N, C, {_AXES[dims]}). GroupNorm with one group is near: dict(type='GN', num_groups=1)"
         )
-    norm_dims = _find(layer_type, _NORMS)
+    norm_dims = _find(norm_type, _NORMS)
     if norm_dims is None or norm_dims == dims:
         return
-    kind = "IN" if issubclass(layer_type, nn.modules.instancenorm._InstanceNorm) else "BN"
+    kind = "IN" if issubclass(norm_type, nn.modules.instancenorm._InstanceNorm) else "BN"
     suited = f"{kind}{'' if dims == 2 else f'{dims}d'}"
     conv = "Conv2d" if conv_cfg is None else conv_cfg["type"]
     raise ArgumentError(
@@ -88,7 +87,7 @@ def layout(dims: int, channels: Any = "C") -> str:
 
 
 def memory_format(dims: int) -> torch.memory_format:
-    """Return the format that keeps the channels of a position together.
+    """Return the memory format ``channels_last`` of features.
 
     Args:
         dims: 1, 2 or 3.
@@ -102,9 +101,9 @@ def memory_format(dims: int) -> torch.memory_format:
 
 
 class MaxPool1d(nn.MaxPool1d):
-    """Max pooling that exports with a dynamic length, which torch.export takes for a constant in PyTorch's own.
+    """Max pooling that exports with a dynamic length, which torch.export makes a constant of in ``nn.MaxPool1d``.
 
-    In a graph it is the pooling of an image of one row. That is the same, and slower without gradients.
+    When traced, it pools an image of one row: with equal results, and slower without gradients.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -122,9 +121,9 @@ def max_pool(dims: int, kernel_size: int, stride: int, padding: int) -> nn.Modul
 
 
 def avg_pool(dims: int, size: int) -> nn.Module:
-    """Build averaging over ``size`` positions along each dimension.
+    """Build average pooling over ``size`` positions along each dimension.
 
-    It returns the size that a strided convolution would; positions outside of the input do not count.
+    Its output has the size of a strided convolution's; padding does not count.
     """
     pool: Any = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}[dims]
     built: nn.Module = pool(size, size, ceil_mode=True, count_include_pad=False)
@@ -132,11 +131,9 @@ def avg_pool(dims: int, size: int) -> nn.Module:
 
 
 def adaptive_avg_pool(dims: int) -> nn.Module:
-    """Build averaging over all positions."""
+    """Build average pooling over all positions."""
     return {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}[dims](1)
 
 
-def _find(layer_type: Any, table: Mapping[int, Any]) -> int | None:
-    if not inspect.isclass(layer_type):
-        return None
-    return next((dims for dims, bases in table.items() if issubclass(layer_type, bases)), None)
+def _find(layer: type, table: Mapping[int, Any]) -> int | None:
+    return next((dims for dims, bases in table.items() if issubclass(layer, bases)), None)
