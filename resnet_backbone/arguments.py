@@ -15,7 +15,10 @@ from .layers.dimensions import check_dims
 
 __all__ = ["check_arguments", "check_block_arguments", "check_multi_grid"]
 
-_FLAGS = ("deep_stem", "avg_down", "norm_eval", "zero_init_residual", "fold_norm", "channels_last", "contract_dilation")
+_FLAGS = (
+    *("deep_stem", "avg_down", "norm_eval", "zero_init_residual", "fold_norm", "channels_last", "contract_dilation"),
+    "projection_shortcut",
+)
 # Set by the block, for a deformable convolution as for the convolution that it replaces.
 _SET_BY_BLOCK = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "bias")
 

@@ -38,6 +38,8 @@ class ResLayer(Sequential):
             not used.
         contract_dilation: Give the first block half of a ``dilation`` above 1, as in mmsegmentation: the dilation of
             the stage before, whose features it reads. ``multi_grid`` comes before it.
+        projection_shortcut: Give the first block a projection in its shortcut even where its input and output have one
+            shape: ``layer1`` of ResNet-18 and 34 in the ResNet-vd of PaddleDetection and RT-DETR.
         first_block: Further arguments of the first block alone.
         **kwargs: Further arguments of every block: ``dilation``, ``style``, ``with_cp``, ``dcn``, ``plugins``,
             ``init_cfg``.
@@ -57,6 +59,7 @@ class ResLayer(Sequential):
         *,
         multi_grid: Sequence[int] | None = None,
         contract_dilation: bool = False,
+        projection_shortcut: bool = False,
         first_block: Cfg | None = None,
         **kwargs: Any,
     ) -> None:
@@ -65,7 +68,7 @@ class ResLayer(Sequential):
 
         # The projection is built before the blocks: its weights are the first that the stage draws.
         downsample = None
-        if stride != 1 or inplanes != outplanes:
+        if stride != 1 or inplanes != outplanes or projection_shortcut:
             downsample = _projection(inplanes, outplanes, stride, avg_down, conv_cfg, norm_cfg)
         resizing = {"inplanes": inplanes, "planes": planes, "stride": stride, "downsample": downsample, **kwargs}
 

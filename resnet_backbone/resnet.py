@@ -89,6 +89,8 @@ class ResNet(BaseModule):
         multi_grid: Dilation of each block of the last stage, in place of the stage's, as in mmsegmentation (Chen et
             al., 2017, https://arxiv.org/abs/1706.05587, section 3.1).
         contract_dilation: Give the first block of each dilated stage half of its dilation, as in mmsegmentation.
+        projection_shortcut: Give the first block of every stage a projection in its shortcut, also where its input and
+            output have one shape: ``layer1`` of ResNet-18 and 34 in the ResNet-vd of PaddleDetection and RT-DETR.
         stem_stride: Stride of the stem: 4; 2, without max pooling; or 1, without striding either, for inputs too short
             or too small to be reduced before the first stage. The layers and the state dict stay the same.
         base_width: Number of channels of the first stage's 3x3 convolutions, which each further stage doubles; ``None``
@@ -154,6 +156,7 @@ class ResNet(BaseModule):
         channels_last: bool = False,
         multi_grid: Sequence[int] | None = None,
         contract_dilation: bool = False,
+        projection_shortcut: bool = False,
         stem_stride: int = 4,
         base_width: int | None = None,
         **unknown: Never,
@@ -185,6 +188,7 @@ class ResNet(BaseModule):
         self.zero_init_residual = zero_init_residual
         self.multi_grid = multi_grid
         self.contract_dilation = contract_dilation
+        self.projection_shortcut = projection_shortcut
         self.stem_stride = stem_stride
         self._base_width = base_width
         self.fold_norm = fold_norm
@@ -252,6 +256,8 @@ class ResNet(BaseModule):
     def _stage_options(self, index: int) -> Cfg:
         """Return further arguments of a stage, where they are set: a subclass's stage need not have them."""
         options: Cfg = {"contract_dilation": True} if self.contract_dilation else {}
+        if self.projection_shortcut:
+            options["projection_shortcut"] = True
         if self.multi_grid is not None and index == self.num_stages - 1:
             options["multi_grid"] = self.multi_grid
         if self._base_width is not None:

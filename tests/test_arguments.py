@@ -65,6 +65,7 @@ WRONG = [
     (dict(with_cp=[True]), ValueError, ["with_cp", "[True]", "num_stages=4"]),
     (dict(fold_norm="yes"), TypeError, ["fold_norm", "'yes'", "True or False"]),
     (dict(channels_last="yes"), TypeError, ["channels_last", "'yes'", "True or False"]),
+    (dict(projection_shortcut="no"), TypeError, ["projection_shortcut", "'no'", "True or False"]),
     (dict(contract_dilation=0.5), TypeError, ["contract_dilation", "0.5", "True or False"]),
     # freezing
     (dict(frozen_stages=-2), ValueError, ["frozen_stages", "-2", "-1", "4"]),

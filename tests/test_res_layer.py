@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from resnet_backbone import BasicBlock, Bottleneck, ResLayer
+from resnet_backbone import BasicBlock, Bottleneck, ResLayer, ResNet
 
 
 def test_first_block_changes_resolution_and_width():
@@ -60,3 +60,24 @@ def test_arguments_reach_every_block():
         assert (block.dilation, block.norm1_name, type(block.conv1).__name__) == (2, "gn1", "ConvWS2d")
         assert block.conv2.dilation == (2, 2)
     assert layer.block is Bottleneck
+
+
+@pytest.mark.parametrize("avg_down", [False, True])
+def test_projection_where_shapes_agree(avg_down):
+    plain = ResLayer(BasicBlock, 8, 8, 2, avg_down=avg_down)
+    layer = ResLayer(BasicBlock, 8, 8, 2, avg_down=avg_down, projection_shortcut=True).eval()
+    assert plain[0].downsample is None
+    assert layer[1].downsample is None
+    x = torch.rand(1, 8, 6, 6)
+    conv, norm = list(layer[0].downsample)[-2:]
+    residual = layer[0].norm2(layer[0].conv2(layer[0].norm1(layer[0].conv1(x)).relu()))
+    torch.testing.assert_close(layer[0](x), (residual + norm(conv(x))).relu())
+
+
+def test_projection_in_every_stage():
+    backbone = ResNet(18, base_channels=8, projection_shortcut=True)
+    assert all(getattr(backbone, name)[0].downsample is not None for name in backbone.res_layers)
+    # Where the shapes differ anyway, nothing changes.
+    assert ResNet(50, base_channels=8, projection_shortcut=True).state_dict().keys() == (
+        ResNet(50, base_channels=8).state_dict().keys()
+    )

@@ -120,6 +120,7 @@ def _provenance(source: str, report: LoadReport) -> dict[str, Any]:
         "network": report.network,
         "style": report.style,
         "preprocessing": report.preprocessing.as_config() if report.preprocessing else None,
+        "preprocessing_basis": report.preprocessing_basis,
         "changes": list(report.changes),
     }
 

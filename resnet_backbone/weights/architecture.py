@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["Architecture", "describe_difference", "infer_architecture"]
+__all__ = ["Architecture", "describe_difference", "infer_architecture", "other_network"]
 
 Shape = tuple[int, ...]
 
@@ -31,6 +31,7 @@ class Architecture(NamedTuple):
         deep_stem: Whether its stem has three convolutions.
         stem_kernel: Kernel size of the stem's first convolution, such as ``(7, 7)``; empty where the file has none.
         avg_down: Whether its shortcuts average before they project; ``None`` where the names do not tell.
+        projection: Whether the first block of the first stage has a projection in its shortcut.
         groups: Groups of the 3x3 convolutions of the first stage.
         width: Channels of the first stage's 3x3 convolutions.
         base_channels: A fourth of a Bottleneck's output channels, a BasicBlock's output channels, in the first stage.
@@ -42,6 +43,7 @@ class Architecture(NamedTuple):
     deep_stem: bool
     stem_kernel: tuple[int, ...]
     avg_down: bool | None
+    projection: bool
     groups: int
     width: int
     base_channels: int
@@ -74,6 +76,7 @@ class Architecture(NamedTuple):
             "out_indices": tuple(range(len(self.blocks))),
             "deep_stem": self.deep_stem,
             "avg_down": bool(self.avg_down),
+            **({} if self.bottleneck or not self.projection else {"projection_shortcut": True}),
             "base_channels": self.base_channels,
             "norm_cfg": norm,
         }
@@ -102,6 +105,7 @@ def infer_architecture(shapes: Mapping[str, Shape], avg_down: bool | None = None
         deep_stem="stem.conv3.weight" in shapes,
         stem_kernel=shapes.get("stem.conv1.weight", ())[2:],
         avg_down=avg_down,
+        projection="layer1.0.downsample.conv.weight" in shapes,
         groups=first[0] // second[1] if grouped else 1,
         width=first[0],
         base_channels=third[0] // 4 if bottleneck else first[0],
@@ -147,9 +151,45 @@ def describe_difference(file: Architecture, backbone: Architecture, depth: Any =
     if None not in (file.avg_down, backbone.avg_down) and file.avg_down != backbone.avg_down:
         does = "average before they project" if file.avg_down else "stride in their 1x1 convolution"
         return f"this file is a {file.name}: its shortcuts {does}; the config says avg_down={backbone.avg_down}"
+    if file.projection != backbone.projection and not file.bottleneck:
+        theirs, ours = ("a", "none") if file.projection else ("no", "one")
+        return (
+            f"this file is a {file.name} with {theirs} projection in the shortcut of layer1.0; the backbone has "
+            f"{ours}: the argument is projection_shortcut={file.projection}"
+        )
     return None
 
 
 def _with_width(architecture: Architecture) -> str:
     name, base = architecture.name, architecture.base_channels
     return name if base == 64 else f"{name} with base_channels={base}"
+
+
+# Networks that are close to a ResNet and are none of this package's, by a key that only they have.
+_OTHER_NETWORKS: tuple[tuple[str, str], ...] = (
+    (
+        r"(^|\.)attnpool\.|^conv3\.weight$",
+        "CLIP's ResNet, which averages in place of each stride: no ResNet of this package computes it. "
+        "torchvision://resnet50 and timm://resnet50.a1_in1k are ordinary ones",
+    ),
+    (
+        r"(^|\.)layer1\.0\.conv1\.0\.0\.weight$|\.conv_b\.conv_t\.weight$",
+        "an R(2+1)D network, whose convolutions are split into space and time: no ResNet of this package computes it",
+    ),
+    (
+        r"(^|[./])(root/conv2d|root_conv|block1/unit01|block1\.unit01)|(^|\.)stages\.0\.blocks\.0\.norm1\.weight$",
+        "a ResNetV2 (BiT and others), which normalises before each convolution: no ResNet of this package computes it. "
+        "timm://resnet50.a1_in1k is an ordinary one",
+    ),
+    (r"(^|/)conv2_block1_1_conv(/|$)", "Keras' ResNet: its release for PyTorch is torchvision://resnet50"),
+)
+
+
+def other_network(keys: Iterable[str]) -> str | None:
+    """Say which network a state dict is of, where that is known and is not one of this package's.
+
+    Args:
+        keys: The keys of the network, without its prefix, or of a whole state dict.
+    """
+    keys = list(keys)
+    return next((what for pattern, what in _OTHER_NETWORKS if any(re.search(pattern, key) for key in keys)), None)

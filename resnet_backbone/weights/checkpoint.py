@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from .errors import CheckpointError
+from .architecture import other_network
+from .errors import CheckpointError, MismatchError
 from .match import SourceNetwork, match_state_dict, read_network
 from .names import PrefixMatch, find_prefixes, strip_wrappers
 from .read import containers, read_file
@@ -16,8 +17,11 @@ from .sources import ResolvedSource, resolve
 
 __all__ = ["FoundNetwork", "find_network", "open_checkpoint"]
 
-# Which of several state dicts people mean, most wanted first; the averaged weights are what frameworks evaluate.
-_CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state", "model_state_dict", "teacher")
+# What frameworks call the weights averaged over training (EMA); these are what they evaluate.
+_AVERAGED = ("ema", "ema_model", "model_ema", "state_dict_ema", "model_ema_state_dict", "ema_model_state_dict")
+# Which of several other state dicts people mean, most wanted first. mmengine's EMA hook swaps the two when it saves, so
+# that the averaged weights are in state_dict.
+_CONTAINERS = ("state_dict", "ema_state_dict", "model", "model_state", "model_state_dict", "teacher")
 # Which of several networks in one state dict: the one that self-supervised methods hand on.
 _PREFIXES = ("encoder_q.", "base_encoder.", "backbone.", "")
 # More networks than this in one file are not compared with the backbone one by one.
@@ -33,11 +37,13 @@ class FoundNetwork(NamedTuple):
         container: The keys that lead to its state dict, joined by dots.
         network: The network.
         keys: All keys of its state dict.
+        averaged: Whether it holds weights averaged over training, as their place says.
     """
 
     container: str
     network: SourceNetwork
     keys: list[str]
+    averaged: bool
 
 
 class _Place(NamedTuple):
@@ -82,7 +88,12 @@ def find_network(checkpoint: Any, prefix: str | None, origin: str, backbone: nn.
     places: list[_Place] = []
     keys: list[str] = []
     for container, tensors in containers(checkpoint):
-        state = {strip_wrappers(key): value for key, value in tensors.items() if len(key) <= _MAX_KEY_LENGTH}
+        state = {
+            strip_wrappers(key): value
+            for key, value in tensors.items()
+            # Reports and messages repeat keys, so one that would control the terminal is not taken for a name.
+            if len(key) <= _MAX_KEY_LENGTH and key.isprintable()
+        }
         keys += state
         places += (_Place(container, state, match) for match in _with_prefix(find_prefixes(state), prefix, container))
     if not places:
@@ -95,7 +106,10 @@ def find_network(checkpoint: Any, prefix: str | None, origin: str, backbone: nn.
     if len(found) > 1:
         raise CheckpointError(_ambiguous(origin, [place for place, _ in found]))
     place, network = found[0]
-    return FoundNetwork(place.container, network, list(place.state))
+    other = other_network(key.removeprefix(network.prefix) for key in place.state)
+    if other is not None:
+        raise MismatchError(f"{origin} does not match: it holds {other}")
+    return FoundNetwork(place.container, network, list(place.state), _is_averaged(place))
 
 
 def _with_prefix(matches: list[PrefixMatch], prefix: str | None, container: str) -> list[PrefixMatch]:
@@ -114,6 +128,9 @@ def _nothing_found(origin: str, keys: list[str], prefix: str | None) -> str:
         others = sorted({match.prefix for match in find_prefixes(keys)})
         has = f"; it has networks under {_listed(others)}" if others else ""
         return f"{origin} has no ResNet under prefix={prefix!r}{has}"
+    other = other_network(keys)
+    if other is not None:
+        return f"{origin} holds {other}"
     some = ", ".join(keys[:4])
     return f"{origin} holds no ResNet under any names that are known here: its {len(keys)} keys begin with {some}"
 
@@ -137,10 +154,14 @@ def _best(found: list[tuple[_Place, SourceNetwork]], backbone: nn.Module | None)
     return [item for item, rank in zip(found, ranks) if rank == min(ranks)]
 
 
-def _rank(place: _Place) -> tuple[int, int]:
+def _is_averaged(place: _Place) -> bool:
+    return any(part in _AVERAGED for part in str(place).split("."))
+
+
+def _rank(place: _Place) -> tuple[bool, int, int]:
     last = place.container.rpartition(".")[2]
     bare = place.match.prefix.removeprefix("module.")
-    return _index(_CONTAINERS, last), _index(_PREFIXES, bare)
+    return not _is_averaged(place), _index(_CONTAINERS, last), _index(_PREFIXES, bare)
 
 
 def _index(names: Sequence[str], name: str) -> int:

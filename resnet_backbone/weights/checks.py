@@ -12,10 +12,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .architecture import Architecture, describe_difference
 from .errors import CheckpointError, MismatchError
 from .match import Match, SourceNetwork, architecture_of, canonical_names_of
-from .preprocessing import Preprocessing
+from .preprocessing import WeightFacts
 from .report import LoadReport
 
-__all__ = ["check_match", "check_values", "warnings_about"]
+__all__ = ["check_function", "check_match", "check_values", "warnings_about"]
 
 
 def check_match(report: LoadReport, network: SourceNetwork, backbone: nn.Module, strict: bool) -> None:
@@ -45,12 +45,23 @@ def check_values(origin: str, loaded: Mapping[str, Tensor], state: Mapping[str, 
         refused = f"{origin} is not loaded: {name}"
         if value.is_meta:
             raise CheckpointError(f"{refused} is on the meta device: it has a shape and no numbers")
+        if type(value).__name__ == "DTensor":
+            raise CheckpointError(
+                f"{refused} is a DTensor, one process's shard: save full_tensor(), or gather the state dict with "
+                "torch.distributed.checkpoint.state_dict.get_model_state_dict(options=StateDictOptions("
+                "full_state_dict=True))"
+            )
+        if value.is_quantized:
+            raise CheckpointError(f"{refused} is quantised ({value.dtype}), not floating-point")
         if not value.is_floating_point():
             if name.endswith("num_batches_tracked"):
                 continue
             raise CheckpointError(f"{refused} is of dtype {value.dtype}, not floating-point")
         # float32 holds every number of the narrower dtypes, and some of these have no isfinite of their own.
-        wide = value if value.dtype == torch.float64 else value.float()
+        try:
+            wide = value if value.dtype == torch.float64 else value.float()
+        except (RuntimeError, NotImplementedError) as error:
+            raise CheckpointError(f"{refused} is of dtype {value.dtype}, which cannot be converted") from error
         if not bool(torch.isfinite(wide).all()):
             raise CheckpointError(f"{refused} holds NaN or Inf")
         if not bool(torch.isfinite(wide.to(state[name].dtype)).all()):
@@ -95,30 +106,65 @@ def _listed(names: Iterable[str], most: int = 20) -> str:
     return ", ".join(names[:most]) + more
 
 
-def warnings_about(
-    style: str | None,
-    preprocessing: Preprocessing | None,
-    architecture: Architecture | None,
-    match: Match,
-    backbone: nn.Module,
-) -> Iterator[str]:
+def check_function(origin: str, facts: WeightFacts, backbone: nn.Module) -> None:
+    """Refuse weights that have the backbone's keys and are of a network that computes something else.
+
+    Args:
+        origin: The checkpoint's path or URL.
+        facts: What is known of the weights.
+        backbone: The backbone.
+
+    Raises:
+        MismatchError: The source's name, or the config in the file, says so.
+    """
+    problem = _other_function(facts, backbone)
+    if problem is not None:
+        raise MismatchError(
+            f"{origin} does not match, though its names do: {problem}. strict=False loads it all the same"
+        )
+
+
+def _other_function(facts: WeightFacts, backbone: nn.Module) -> str | None:
+    """Say which function the weights are of, where it is not the backbone's."""
+    name = facts.origin.lower()
+    if re.search(r"res(net|next)(aa|blur)\d|_lpf\d", name):
+        return "they are of an anti-aliased network, which blurs before it strides; this package has none"
+    standardises = "WS" in str(_type(getattr(backbone, "conv_cfg", None)))
+    if not standardises and ("_ws" in name or "WS" in str(_type(facts.config.backbone.get("conv_cfg")))):
+        return "they were trained with weight standardization: conv_cfg=dict(type='ConvWS')"
+    return None
+
+
+def _type(cfg: object) -> object:
+    return cfg.get("type") if isinstance(cfg, Mapping) else None
+
+
+def warnings_about(facts: WeightFacts, network: SourceNetwork, match: Match, backbone: nn.Module) -> Iterator[str]:
     """Find what deserves a second look where weights and backbone meet.
 
     Args:
-        style: Where the weights' Bottlenecks stride; ``None`` where nothing says.
-        preprocessing: The images that they take; ``None`` where nothing says.
-        architecture: Their architecture.
+        facts: What is known of the weights.
+        network: The network in the file.
         match: How they match.
         backbone: The backbone.
 
     Yields:
         Warnings, in words.
     """
-    own = getattr(backbone, "style", None)
-    if style is not None and own is not None and own != style and architecture is not None and architecture.bottleneck:
+    problem = _other_function(facts, backbone)
+    if problem is not None:
+        yield f"these weights are for another function: {problem}"
+    own, architecture = getattr(backbone, "style", None), network.architecture
+    if None not in (facts.style, own) and own != facts.style and architecture is not None and architecture.bottleneck:
         yield (
-            f"these weights stride as style='{style}' does and take images of {preprocessing}; "
+            f"these weights stride as style='{facts.style}' does and take images of {facts.preprocessing}; "
             f"the backbone has style={own!r}"
+        )
+    yield from _config_differences(facts, backbone)
+    if _is_dilated(backbone) and getattr(backbone, "avg_down", False) and _is_timms(facts, network):
+        yield (
+            "these are timm's weights of a D variant: where timm dilates a stage, its shortcut pools 2x2 at stride 1, "
+            "and the backbone's does not pool"
         )
     trains = [
         module
@@ -130,3 +176,35 @@ def warnings_about(
             "the norm layers of these weights are folded: they have no statistics to go on from, so keep them in eval "
             "mode (norm_eval=True) with norm_cfg=dict(type='BN', requires_grad=False)"
         )
+
+
+# What changes the function of a network and not the names or shapes of its weights, with mmdet's defaults.
+_FUNCTION = {
+    "strides": (1, 2, 2, 2),
+    "dilations": (1, 1, 1, 1),
+    "contract_dilation": False,
+    "multi_grid": None,
+}
+
+
+def _config_differences(facts: WeightFacts, backbone: nn.Module) -> Iterator[str]:
+    """Compare the backbone with the one in the config that the file holds."""
+    config = facts.config.backbone
+    if not str(config.get("type", "")).startswith("ResNet"):
+        return
+    for name, default in _FUNCTION.items():
+        theirs, ours = config.get(name, default), getattr(backbone, name, default)
+        theirs, ours = (tuple(value) if isinstance(value, (list, tuple)) else value for value in (theirs, ours))
+        # Stages that only one of the two has do not count.
+        pairs = zip(theirs, ours) if isinstance(theirs, tuple) and isinstance(ours, tuple) else [(theirs, ours)]
+        if any(one != other for one, other in pairs):
+            yield f"the config in the file says {name}={theirs!r}; the backbone has {name}={ours!r}"
+
+
+def _is_dilated(backbone: nn.Module) -> bool:
+    return any(dilation != 1 for dilation in getattr(backbone, "dilations", ()))
+
+
+def _is_timms(facts: WeightFacts, network: SourceNetwork) -> bool:
+    by_name = facts.origin.startswith(("timm://", "hf://timm/"))
+    return by_name or any(re.search(r"(^|\.)conv1\.0\.weight$", key) for key in network.names.values())

@@ -5,16 +5,31 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import ArgumentError, is_int
 from .architecture import Architecture, infer_architecture
 from .names import NamingScheme, PrefixMatch, canonical_names, module_names
 
-__all__ = ["Match", "SourceNetwork", "architecture_of", "canonical_names_of", "match_state_dict", "read_network"]
+__all__ = [
+    "InputChannels",
+    "Match",
+    "SourceNetwork",
+    "architecture_of",
+    "canonical_names_of",
+    "check_input_channels",
+    "match_state_dict",
+    "read_network",
+]
+
+InputChannels = Literal["repeat", "red", "zeros"] | Mapping[int, "int | str"]
+"""Which weights each input channel gets where their numbers differ: see ``load_pretrained``."""
 
 Shape = tuple[int, ...]
+_COLOURS = ("red", "green", "blue")
 _IGNORED = "num_batches_tracked"
 
 
@@ -97,12 +112,35 @@ def _shapes_of(backbone: nn.Module) -> dict[str, Shape]:
     return {name: tuple(value.shape) for name, value in backbone.state_dict().items()}
 
 
-def match_state_dict(backbone: nn.Module, network: SourceNetwork) -> Match:
+def check_input_channels(value: Any) -> None:
+    """Refuse what ``input_channels`` must not be."""
+    if isinstance(value, Mapping):
+        sound = all(
+            is_int(ours)
+            and ours >= 0
+            and (theirs in _COLOURS if isinstance(theirs, str) else is_int(theirs) and theirs >= 0)
+            for ours, theirs in value.items()
+        )
+        if sound and value:
+            return
+    elif isinstance(value, str) and value in ("repeat", "red", "zeros"):
+        return
+    raise ArgumentError(
+        "input_channels must be 'repeat', 'red', 'zeros', or a mapping of the backbone's channels to the file's (an "
+        f"index, 'red', 'green' or 'blue'), got {value!r}"
+    )
+
+
+def match_state_dict(
+    backbone: nn.Module, network: SourceNetwork, input_channels: InputChannels = "repeat", bgr: bool = False
+) -> Match:
     """Match a file's network with a backbone's state dict.
 
     Args:
         backbone: The backbone; it is not changed.
         network: The network in the file.
+        input_channels: See ``load_pretrained``.
+        bgr: Whether the file's input channels are blue, green and red, in this order.
     """
     result = Match()
     ours = canonical_names_of(backbone)
@@ -120,7 +158,7 @@ def match_state_dict(backbone: nn.Module, network: SourceNetwork) -> Match:
             # One number; formats without scalars store it as a vector.
             value = value.reshape(state[name].shape)
         if common == "stem.conv1.weight":
-            value = _adapt_input(name, value, state[name], result)
+            value = _adapt_input(name, value, state[name], input_channels, bgr, result)
         if value.shape != state[name].shape:
             result.mismatched.append((name, tuple(value.shape), tuple(state[name].shape)))
             continue
@@ -154,20 +192,61 @@ def _is_added(name: str, common: str, plugins: set[str], rest: Mapping[str, Tens
     return match is not None and f"{match[1]}.weight" in network.tensors
 
 
-def _adapt_input(name: str, value: Tensor, own: Tensor, result: Match) -> Tensor:
-    """Fit the first convolution of a network for colour images to another number of channels."""
-    if value.dim() != 4 or own.dim() != 4:
+def _adapt_input(
+    name: str, value: Tensor, own: Tensor, input_channels: InputChannels, bgr: bool, result: Match
+) -> Tensor:
+    """Fit the first convolution to another number of input channels."""
+    if value.dim() < 3 or value.dim() != own.dim():
         return value
-    channels = own.shape[1]
-    if value.shape[1] != 3 or channels == 3 or value.shape[:1] + value.shape[2:] != own.shape[:1] + own.shape[2:]:
+    theirs, ours = value.shape[1], own.shape[1]
+    if value.shape[:1] + value.shape[2:] != own.shape[:1] + own.shape[2:]:
         return value
-    if channels == 1:
+    if isinstance(input_channels, Mapping):
+        return _select_channels(name, value, ours, input_channels, bgr, result)
+    if theirs == ours or theirs != 3 or value.dim() != 4:
+        return value
+    if input_channels != "repeat":
+        if ours < 3:
+            raise ArgumentError(
+                f"input_channels={input_channels!r} adds to the file's 3 channels; the backbone has in_channels={ours}"
+            )
+        red = {} if input_channels == "zeros" else dict.fromkeys(range(3, ours), "red")
+        return _select_channels(name, value, ours, {0: 0, 1: 1, 2: 2, **red}, bgr, result)
+    if ours == 1:
         # A grey image is the same in all three channels, so their weights add up.
         result.changes.append(f"{name} summed over its 3 input channels, for in_channels=1")
         return value.sum(dim=1, keepdim=True)
-    result.changes.append(f"{name} repeated over {channels} input channels and scaled by 3/{channels}")
-    indices = torch.arange(channels, device=value.device) % 3
-    return value[:, indices] * (3 / channels)
+    result.changes.append(f"{name} repeated over {ours} input channels and scaled by 3/{ours}")
+    return value[:, torch.arange(ours, device=value.device) % 3] * (3 / ours)
+
+
+def _select_channels(
+    name: str, value: Tensor, ours: int, channels: Mapping[int, int | str], bgr: bool, result: Match
+) -> Tensor:
+    """Copy the weights of the input channels that are named, and leave those of the others zero."""
+    theirs = value.shape[1]
+    new = value.new_zeros((value.shape[0], ours, *value.shape[2:]))
+    sources = {own: _channel_index(source, bgr) for own, source in channels.items()}
+    for own, source in sources.items():
+        by_colour = isinstance(channels[own], str)
+        if own >= ours or source >= theirs or (by_colour and theirs != 3):
+            raise ArgumentError(
+                f"input_channels={dict(channels)!r} does not match: the backbone has {ours} input channels, the file "
+                f"{theirs}"
+            )
+        new[:, own] = value[:, source]
+    taken = ", ".join(f"{own} from {source}" for own, source in sorted(sources.items()))
+    zeroed = [str(own) for own in range(ours) if own not in sources]
+    zeros = f"; zeros for {', '.join(zeroed)}" if zeroed else ""
+    result.changes.append(f"{name} put together by input channel: {taken}{zeros}")
+    return new
+
+
+def _channel_index(source: int | str, bgr: bool) -> int:
+    if isinstance(source, str):
+        index = _COLOURS.index(source)
+        return 2 - index if bgr else index
+    return source
 
 
 def _unfold(

@@ -6,7 +6,8 @@ anchor in a file's keys is the prefix of that network. Translation has two steps
 1. ``NamingScheme.rename``, a pure function of one key: ``stem.conv1``, ``layer1.0.conv1``, ``layer1.0.norm1``,
    ``layer1.0.downsample.0``.
 2. ``canonical_names`` settles what one key cannot tell and the shapes of all can: which layer of a shortcut is the
-   convolution, and which of the stem's norm layers ``bn1`` is.
+   convolution, which of the stem's norm layers ``bn1`` is, and which stage a block belongs to where blocks are
+   numbered through.
 
 A backbone's own names go through the same two steps, so both sides meet in the middle.
 
@@ -15,6 +16,7 @@ To add a scheme, write a function of a key, or a table of patterns for ``_by_rul
 
 from __future__ import annotations
 
+import bisect
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
@@ -45,11 +47,13 @@ class NamingScheme(NamedTuple):
         anchor: The key of the first convolution in the first block.
         rename: Maps one of a network's keys, without the network's prefix, to the names of step 1. What it does not
             know, a classifier for example, it returns as it is.
+        is_own: Whether the networks of this package are named so.
     """
 
     name: str
     anchor: str
     rename: Rename
+    is_own: bool = False
 
 
 class PrefixMatch(NamedTuple):
@@ -99,8 +103,11 @@ def canonical_names(shapes: Mapping[str, Shape]) -> dict[str, str]:
 
     Returns:
         The canonical name of each: ``stem.norm`` becomes ``stem.norm1`` or, in a deep stem, ``stem.norm3``;
-        ``downsample.0`` becomes ``downsample.conv`` or ``downsample.norm``.
+        ``downsample.0`` becomes ``downsample.conv`` or ``downsample.norm``; ``block.3`` becomes ``layer2.0`` where the
+        first stage has three blocks, that is, where the fourth has the next projection.
     """
+    # PaddleClas numbers its blocks through; the first of every stage has a projection.
+    firsts = sorted({int(match[1]) for name in shapes if (match := re.match(r"block\.(\d+)\.downsample\.", name))})
     last = max((int(match[1]) for name in shapes if (match := re.match(r"stem\.conv(\d)\.", name))), default=1)
     projections = {
         match[0]
@@ -108,7 +115,15 @@ def canonical_names(shapes: Mapping[str, Shape]) -> dict[str, str]:
         # The weight of a convolution has three dimensions or more, that of a norm layer has one.
         if (match := _DOWNSAMPLE.match(name)) and name.endswith(".weight") and len(shape) >= 3
     }
-    return {name: _canonical_name(name, last, projections) for name in shapes}
+    return {name: _canonical_name(_staged(name, firsts), last, projections) for name in shapes}
+
+
+def _staged(name: str, firsts: list[int]) -> str:
+    match = re.match(r"block\.(\d+)(?=\.)", name)
+    if not match or not firsts or int(match[1]) < firsts[0]:
+        return name
+    stage = bisect.bisect(firsts, int(match[1]))
+    return f"layer{stage}.{int(match[1]) - firsts[stage - 1]}{name[match.end() :]}"
 
 
 _DOWNSAMPLE = re.compile(r"layer[\w.]*?\.downsample\.\d+(?=\.)")
@@ -152,8 +167,17 @@ def _plus(number: str, offset: int) -> int:
     return int(number) + offset
 
 
+def _statistics(key: str) -> str:
+    """Paddle calls a norm layer's running statistics ``_mean`` and ``_variance``."""
+    return re.sub(r"\._(mean|variance)$", lambda match: _PADDLE_STATISTICS[match[1]], key)
+
+
+_PADDLE_STATISTICS = {"mean": ".running_mean", "variance": ".running_var"}
+
+
 def _torchvision_name(key: str) -> str:
-    """Torchvision's, timm's and mmdet's names, with any of the stems that are in use."""
+    """Torchvision's, timm's and mmdet's names, with any of the stems that are in use; paddle.vision's statistics."""
+    key = _statistics(key)
     # timm's deep stem is called conv1, with bn1 behind it; mmpretrain's and mmpose's is made of mmcv's ConvModules.
     if match := re.match(r"stem\.(\d)\.(conv|bn|gn|norm)\.", key):
         kind = "conv" if match[2] == "conv" else "norm"
@@ -237,17 +261,99 @@ def _regnet_name(key: str) -> str:
 
 
 def _transformers_name(key: str) -> str:
-    if match := re.fullmatch(r"embedder\.embedder\.(convolution|normalization)\.(\w+)", key):
-        return f"stem.{'conv1' if match[1] == 'convolution' else 'norm1'}.{match[2]}"
+    """The names of transformers' ResNet and of its RT-DETR backbone, which has a deep stem and pools in shortcuts."""
+    if match := re.fullmatch(r"embedder\.embedder\.(?:(\d)\.)?(convolution|normalization)\.(\w+)", key):
+        number = _plus(match[1] or "0", 1)
+        return f"stem.{'conv' if match[2] == 'convolution' else 'norm'}{number}.{match[3]}"
     match = re.fullmatch(
-        r"encoder\.stages\.(\d)\.layers\.(\d+)\.(?:layer\.(\d)|shortcut)\.(convolution|normalization)\.(\w+)", key
+        r"encoder\.stages\.(\d)\.layers\.(\d+)\.(?:layer\.(\d)|shortcut(\.1)?)\.(convolution|normalization)\.(\w+)", key
     )
     if not match:
         return key
-    stage, block, index, kind, rest = match.groups()
+    stage, block, index, pooled, kind, rest = match.groups()
     norm = kind == "normalization"
-    layer = f"downsample.{int(norm)}" if index is None else f"{'norm' if norm else 'conv'}{_plus(index, 1)}"
+    shortcut = f"downsample.{bool(pooled) + norm}"
+    layer = shortcut if index is None else f"{'norm' if norm else 'conv'}{_plus(index, 1)}"
     return f"layer{_plus(stage, 1)}.{block}.{layer}.{rest}"
+
+
+def _conv_module_name(key: str) -> str:
+    """The names of mmaction2, whose blocks are made of mmcv's ConvModules."""
+    if match := re.match(r"conv1\.(conv|bn)\.", key):
+        return f"stem.{match[1].replace('bn', 'norm')}1.{key[match.end() :]}"
+    if match := re.match(r"(layer\d+\.\d+)\.(?:conv(\d)|downsample)\.(conv|bn)\.", key):
+        block, number, kind = match.groups()
+        kind = kind.replace("bn", "norm")
+        return f"{block}.{f'downsample.{kind}' if number is None else f'{kind}{number}'}.{key[match.end() :]}"
+    return _torchvision_name(key)
+
+
+def _video_name(key: str) -> str:
+    """The names of torchvision's video ResNets, whose blocks are made of ``Sequential(conv, norm, relu)``."""
+    if match := re.match(r"(layer\d+\.\d+)\.conv(\d)\.([01])\.", key):
+        return f"{match[1]}.{'conv' if match[3] == '0' else 'norm'}{match[2]}.{key[match.end() :]}"
+    return _torchvision_name(key)
+
+
+def _pytorchvideo_name(key: str) -> str:
+    if match := re.match(r"blocks\.0\.(conv|norm)\.", key):
+        return f"stem.{match[1]}1.{key[match.end() :]}"
+    match = re.match(r"blocks\.(\d)\.res_blocks\.(\d+)\.(?:branch2\.(conv|norm)_([abc])|branch1_(conv|norm))\.", key)
+    if not match:
+        return key
+    stage, block, kind, letter, shortcut = match.groups()
+    layer = f"downsample.{shortcut}" if letter is None else f"{kind}{'abc'.index(letter) + 1}"
+    return f"layer{stage}.{block}.{layer}.{key[match.end() :]}"
+
+
+def _branch_layer(branch: str, kind: str) -> str:
+    """Translate a layer of RT-DETR's and PaddleDetection's blocks: ``branch2a``, ``short`` or ``short.conv``."""
+    norm = kind == "norm"
+    if branch.startswith("short"):
+        # The pooling before a projection is the first layer of a Sequential.
+        return f"downsample.{(branch != 'short') + norm}"
+    return f"{'norm' if norm else 'conv'}{'abc'.index(branch[-1]) + 1}"
+
+
+_PRESNET_LAYER = r"(branch2[abc]|short\.conv|short)\.(conv|norm)\."
+
+
+def _presnet_name(key: str) -> str:
+    """The names of the PResNet of RT-DETR's authors."""
+    if match := re.match(r"conv1\.conv1_(\d)\.(conv|norm)\.", key):
+        return f"stem.{match[2]}{match[1]}.{key[match.end() :]}"
+    if match := re.match(rf"res_layers\.(\d)\.blocks\.(\d+)\.{_PRESNET_LAYER}", key):
+        layer = _branch_layer(match[3], match[4])
+        return f"layer{_plus(match[1], 1)}.{match[2]}.{layer}.{key[match.end() :]}"
+    return key
+
+
+def _paddledetection_name(key: str) -> str:
+    """The names of PaddleDetection, whose blocks are ``res2a``, ``res2b``, ... or, in long stages, ``res4b1``, ..."""
+    key = _statistics(key)
+    if match := re.match(r"conv1\.conv1(?:_(\d))?\.(conv|norm)\.", key):
+        return f"stem.{match[2]}{match[1] or 1}.{key[match.end() :]}"
+    if match := re.match(rf"res(\d)\.res\d([a-z])(\d*)\.{_PRESNET_LAYER}", key):
+        block = match[3] or ord(match[2]) - ord("a")
+        return f"layer{_plus(match[1], -1)}.{block}.{_branch_layer(match[4], match[5])}.{key[match.end() :]}"
+    return key
+
+
+def _paddleclas_name(key: str) -> str:
+    key = _statistics(key)
+    if match := re.match(r"blocks\.(\d+)\.(?:conv(\d)|short)\.(conv|bn)\.", key):
+        block, number, kind = match.groups()
+        kind = kind.replace("bn", "norm")
+        # Whether a shortcut pools before it projects does not show in its name.
+        layer = f"downsample.{kind}" if number is None else f"{kind}{_plus(number, 1)}"
+        return f"block.{block}.{layer}.{key[match.end() :]}"
+    return _torchvision_name(key)
+
+
+def _nvidia_name(key: str) -> str:
+    if match := re.match(r"layers\.(\d)\.(?=\d+\.)", key):
+        key = f"layer{_plus(match[1], 1)}.{key[match.end() :]}"
+    return _torchvision_name(key)
 
 
 def _sequential_name(key: str) -> str:
@@ -270,14 +376,21 @@ def _multi_scale_name(key: str) -> str:
 
 
 SCHEMES: tuple[NamingScheme, ...] = (
-    NamingScheme("torchvision", "layer1.0.conv1.weight", _torchvision_name),
+    NamingScheme("torchvision", "layer1.0.conv1.weight", _torchvision_name, is_own=True),
     NamingScheme("detectron2", "res2.0.conv1.weight", _detectron2_name),
     NamingScheme("Caffe2", "res2_0_branch2a_w", _caffe2_name),
     NamingScheme("pycls", "s1.b1.f.a.weight", _regnet_name),
     NamingScheme("timm RegNet", "s1.b1.conv1.conv.weight", _regnet_name),
     NamingScheme("transformers", "encoder.stages.0.layers.0.layer.0.convolution.weight", _transformers_name),
+    NamingScheme("mmaction2", "layer1.0.conv1.conv.weight", _conv_module_name),
+    NamingScheme("torchvision's video ResNets", "layer1.0.conv1.0.weight", _video_name),
+    NamingScheme("pytorchvideo", "blocks.1.res_blocks.0.branch2.conv_a.weight", _pytorchvideo_name),
+    NamingScheme("RT-DETR", "res_layers.0.blocks.0.branch2a.conv.weight", _presnet_name),
+    NamingScheme("PaddleDetection", "res2.res2a.branch2a.conv.weight", _paddledetection_name),
+    NamingScheme("PaddleClas", "blocks.0.conv0.conv.weight", _paddleclas_name),
+    NamingScheme("NVIDIA", "layers.0.0.conv1.weight", _nvidia_name),
     NamingScheme("nn.Sequential of torchvision's layers", "4.0.conv1.weight", _sequential_name),
-    NamingScheme("resnet_backbone's MultiScaleResNet1d", "layer1.branches.0.0.conv1.weight", _torchvision_name),
+    NamingScheme("resnet_backbone's MultiScaleResNet1d", "layer1.branches.0.0.conv1.weight", _torchvision_name, True),
     NamingScheme("Multi-Scale-1D-ResNet", "layer3x3_1.0.conv1.weight", _multi_scale_name),
 )
 

@@ -1,4 +1,4 @@
-"""Which images a set of weights was trained on: mean, standard deviation and channel order.
+"""Which images a set of weights was trained on, and where its Bottlenecks stride.
 
 Weights that came out of Caffe take BGR images of 0 to 255, torchvision's take RGB. A network that is given the other
 kind still trains, and ends up worse; so the preprocessing travels with the weights.
@@ -6,12 +6,15 @@ kind still trains, and ends up worse; so the preprocessing travels with the weig
 
 from __future__ import annotations
 
-import ast
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
+from .config import FileConfig, read_config
 from .match import SourceNetwork
+from .read import metadata_of
 
 __all__ = [
     "DETECTRON_BGR",
@@ -20,7 +23,8 @@ __all__ = [
     "PYCLS_BGR",
     "RESNEST_RGB",
     "Preprocessing",
-    "from_meta",
+    "WeightFacts",
+    "infer_facts",
     "infer_preprocessing",
 ]
 
@@ -54,94 +58,118 @@ PYCLS_BGR = Preprocessing((103.53, 116.28, 123.675), (57.375, 57.12, 58.395), bg
 RESNEST_RGB = Preprocessing((123.68, 116.779, 103.939), (58.393, 57.12, 57.375), bgr_to_rgb=True)
 
 
-def from_meta(meta: Any) -> Preprocessing | None:
-    """Read the preprocessing out of the config that mmengine writes into its checkpoints.
+class WeightFacts(NamedTuple):
+    """What is known of weights beyond their tensors.
 
-    Args:
-        meta: The checkpoint's ``meta``.
-
-    Returns:
-        The preprocessing; ``None`` where ``meta`` holds none.
+    Attributes:
+        preprocessing: The images that they take; ``None`` where nothing says.
+        basis: Who says so: ``'source'``, ``'file'``, or ``'convention'``: usual with these names.
+        style: Where their Bottlenecks stride, ``'pytorch'`` or ``'caffe'``; ``None`` where nothing says.
+        origin: The path or URL that they came from.
+        config: What the config in the file says.
     """
-    text = meta.get("cfg") if isinstance(meta, Mapping) else None
-    if not isinstance(text, str):
-        return None
-    try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError):
-        return None
-    for node in ast.walk(tree):
-        values = _arguments(node)
-        if {"mean", "std", "bgr_to_rgb"} <= values.keys():
-            return _preprocessing(values)
-    return None
+
+    preprocessing: Preprocessing | None
+    basis: str | None
+    style: str | None
+    origin: str
+    config: FileConfig
 
 
-def _preprocessing(values: Mapping[str, Any]) -> Preprocessing | None:
-    try:
-        mean, std = (tuple(float(value) for value in values[key]) for key in ("mean", "std"))
-        sound = len(mean) == len(std) and all(map(math.isfinite, mean + std))
-        return Preprocessing(mean, std, bool(values["bgr_to_rgb"])) if sound else None
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return None
-
-
-def _arguments(node: ast.AST) -> dict[str, Any]:
-    """The literal arguments of a ``dict(...)`` call, or the literal entries of a ``{...}``."""
-    pairs: list[tuple[Any, ast.expr]] = []
-    if isinstance(node, ast.Call):
-        pairs = [(keyword.arg, keyword.value) for keyword in node.keywords]
-    elif isinstance(node, ast.Dict):
-        pairs = [(key.value, value) for key, value in zip(node.keys, node.values) if isinstance(key, ast.Constant)]
-    values = {}
-    for key, expression in pairs:
-        if key in ("mean", "std", "bgr_to_rgb"):
-            try:
-                values[key] = ast.literal_eval(expression)
-            except ValueError:
-                continue
-    return values
-
-
-def infer_preprocessing(
-    known: Preprocessing | None, style: str | None, meta: Mapping[str, Any], network: SourceNetwork
-) -> tuple[Preprocessing | None, str | None]:
-    """Infer which images weights take, and where their Bottlenecks stride.
+def infer_facts(
+    known: Preprocessing | None, style: str | None, origin: str, checkpoint: Any, network: SourceNetwork
+) -> WeightFacts:
+    """Gather what the source, the file and its names say of weights.
 
     Args:
         known: The preprocessing that the source says.
         style: The style that the source says.
-        meta: What the file says of itself.
+        origin: The checkpoint's path or URL.
+        checkpoint: What was read.
+        network: The network in it.
+    """
+    meta = metadata_of(checkpoint)
+    config = read_config(meta)
+    provenance = meta.get("resnet_backbone")
+    if isinstance(provenance, Mapping):
+        written = _of_mapping(provenance.get("preprocessing"))
+        basis = provenance.get("preprocessing_basis", "file")
+        said = basis if written and basis in ("source", "file", "convention") else None
+        return WeightFacts(written, said, _style(provenance.get("style")), origin, config)
+    style = style or _style(config.backbone.get("style"))
+    usual, usual_style = infer_preprocessing(network)
+    # Torchvision's names, which everybody uses, do not tell the style where somebody says other things.
+    style_by_names = None if network.scheme.is_own else usual_style
+    if known is not None:
+        return WeightFacts(known, "source", style or style_by_names, origin, config)
+    written = _of_mapping(config.preprocessing) or _of_detectron2(checkpoint, network)
+    if written is not None:
+        return WeightFacts(written, "file", style or style_by_names, origin, config)
+    if isinstance(checkpoint, Mapping) and checkpoint.get("__author__") == "torchvision":
+        return WeightFacts(IMAGENET_RGB, "file", style or "pytorch", origin, config)
+    return WeightFacts(usual, "convention" if usual else None, style or usual_style, origin, config)
+
+
+def infer_preprocessing(network: SourceNetwork) -> tuple[Preprocessing | None, str | None]:
+    """Return which images and which style are usual for a network with such names and shapes.
+
+    Args:
         network: The network in the file.
 
     Returns:
-        The preprocessing and the style; ``None`` for what nothing says.
+        The preprocessing and the style; ``None`` for what its names do not tell.
     """
-    provenance = meta.get("resnet_backbone")
-    if isinstance(provenance, Mapping):
-        written = provenance.get("style")
-        values = provenance.get("preprocessing")
-        preprocessing = _preprocessing(values) if isinstance(values, Mapping) else None
-        return preprocessing, written if written in ("pytorch", "caffe") else None
-    preprocessing = known or from_meta(meta)
-    if not _takes_images(network):
-        return preprocessing, style
     scheme, architecture = network.scheme.name, network.architecture
+    first = network.tensors.get("stem.conv1.weight")
+    # Signals, volumes and images of other than three channels are no ImageNet.
+    if first is not None and (first.dim() != 4 or first.shape[1] != 3):
+        return None, None
     plain = architecture is not None and architecture.groups == 1
     if scheme in ("Caffe2", "detectron2"):
         # FAIR's own trainings, ResNeXt and group norm, stride in the 3x3; the MSRA weights in the first 1x1.
         group_norm = any("_gn_" in name for name in network.names.values())
-        style = style or ("caffe" if plain and not group_norm else "pytorch")
-        return preprocessing or (MSRA_BGR if plain else PYCLS_BGR), style
+        return MSRA_BGR if plain else PYCLS_BGR, "caffe" if plain and not group_norm else "pytorch"
     if scheme == "pycls":
-        return preprocessing or PYCLS_BGR, "pytorch"
+        return PYCLS_BGR, "pytorch"
     # A detector's or a segmenter's file says nothing by its names: either style has them.
-    if preprocessing is None and "backbone" in network.prefix and "bottom_up" not in network.prefix:
-        return None, style
-    return preprocessing or IMAGENET_RGB, style or ("pytorch" if preprocessing is None else None)
+    if "backbone" in network.prefix:
+        return None, None
+    return IMAGENET_RGB, "pytorch"
 
 
-def _takes_images(network: SourceNetwork) -> bool:
-    """Whether the network is for images, not for signals or volumes, as its first convolution tells."""
-    first = network.tensors.get("stem.conv1.weight")
-    return first is None or first.dim() == 4
+def _style(value: Any) -> str | None:
+    return value if isinstance(value, str) and value in ("pytorch", "caffe") else None
+
+
+def _of_mapping(values: Any) -> Preprocessing | None:
+    """Read mean, std and channel order as mmengine's configs and our provenance write them, if they are sound."""
+    if not isinstance(values, Mapping):
+        return None
+    try:
+        mean, std = (tuple(float(value) for value in values[key]) for key in ("mean", "std"))
+        rgb = values["bgr_to_rgb"] if "bgr_to_rgb" in values else values["to_rgb"]
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    if not 0 < len(mean) == len(std) or not all(map(math.isfinite, mean + std)) or not isinstance(rgb, bool):
+        return None
+    return Preprocessing(mean, std, rgb)
+
+
+def _of_detectron2(checkpoint: Any, network: SourceNetwork) -> Preprocessing | None:
+    """Read the mean and standard deviation that detectron2 saves with a model; their order tells RGB from BGR."""
+    state = checkpoint.get("model", checkpoint) if isinstance(checkpoint, Mapping) else None
+    if network.scheme.name != "detectron2" or not isinstance(state, Mapping):
+        return None
+    mean, std = (_numbers(state.get(key)) for key in ("pixel_mean", "pixel_std"))
+    if len(mean) != 3 or len(std) != 3 or mean[0] == mean[2]:
+        return None
+    # ImageNet's red is brighter than its blue.
+    return _of_mapping({"mean": mean, "std": std, "bgr_to_rgb": mean[0] > mean[2]})
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().numpy() if value.numel() <= 3 and value.is_floating_point() else None
+    if value is None or getattr(value, "size", 0) > 3:
+        return ()
+    return tuple(round(float(number), 4) for number in value.reshape(-1))

@@ -14,7 +14,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class LoadReport:
-    """How a checkpoint fitted a backbone.
+    """How a checkpoint matched a backbone.
 
     Attributes:
         source: The source, as it was given.
@@ -22,16 +22,20 @@ class LoadReport:
         format: Whose names the file uses.
         network: What network the file holds, such as ``'ResNet-50'``.
         prefix: What preceded the network's names in the file.
+        container: The keys that led to its state dict in the file, joined by dots, such as ``'ema.module'``.
+        averaged: Whether these are weights averaged over training (EMA).
         loaded: The backbone's tensors that were loaded, by its own names.
         renamed: The file's name of each loaded tensor that it calls otherwise, by the backbone's name.
-        unused: What the file has that the backbone has not: classifiers, necks, heads, stages beyond the last.
+        unused: What the file has that the backbone does not have: classifiers, necks, heads, stages beyond the last.
         unexpected: What the file has inside the backbone's stem and stages that the backbone lacks.
         missing: What the backbone has and the file lacks.
         added: What the backbone has and pretrained files never do: offsets of deformable convolutions, plugins.
         mismatched: Name, shape in the file and shape in the backbone of what could not be loaded for its shape.
         changes: What was computed rather than copied, in words: an adapted first convolution, folded norm layers.
         warnings: What deserves a second look, in words.
-        preprocessing: The images that the weights want; ``None`` where nothing says.
+        preprocessing: The images that the weights take; ``None`` where nothing says.
+        preprocessing_basis: Who says so: ``'source'``, ``'file'``, or ``'convention'`` where it is merely usual for
+            weights with such names.
         style: Where the weights' Bottlenecks stride, ``'pytorch'`` or ``'caffe'``; ``None`` where nothing says.
     """
 
@@ -51,6 +55,9 @@ class LoadReport:
     warnings: tuple[str, ...] = ()
     preprocessing: Preprocessing | None = None
     style: str | None = None
+    container: str = ""
+    averaged: bool = False
+    preprocessing_basis: str | None = None
 
     def summary(self) -> str:
         """The report in one line."""
@@ -58,6 +65,8 @@ class LoadReport:
 
     def __str__(self) -> str:
         lines = [f"{self.network} from {self.origin}", f"  names       {self.format}{self._prefix()}"]
+        if self.averaged:
+            lines.append(f"  averaged    these are weights averaged over training, under {self._place()!r}")
         lines.append(f"  loaded      {group(self.loaded)}")
         if self.renamed:
             ours, theirs = next(iter(self.renamed.items()))
@@ -73,9 +82,18 @@ class LoadReport:
                 lines.append(f"  {title:<11} {group(names)}")
         for name, theirs_shape, ours_shape in self.mismatched:
             lines.append(f"  shape       {name}: {theirs_shape} in the file, {ours_shape} in the backbone")
-        lines.append(f"  images      {self.preprocessing or 'unknown: the file does not say how to normalise them'}")
+        lines.append(f"  images      {self._images()}")
         lines += [f"  warning     {warning}" for warning in self.warnings]
         return "\n".join(lines)
+
+    def _images(self) -> str:
+        if self.preprocessing is None:
+            return "unknown: the file does not say how to normalise them"
+        usual = " (usual with these names; the file does not say)" if self.preprocessing_basis == "convention" else ""
+        return f"{self.preprocessing}{usual}"
+
+    def _place(self) -> str:
+        return ".".join(part for part in (self.container, self.prefix.rstrip(".")) if part)
 
     def _prefix(self) -> str:
         return f", under {self.prefix!r}" if self.prefix else ""

@@ -28,13 +28,20 @@ from resnet_backbone.weights.sources import resolve
 
 @pytest.fixture(scope="module")
 def state():
-    return torchvision.models.resnet18().state_dict()
+    return ResNet(depth=18, base_channels=8).state_dict()
 
 
 @pytest.fixture
 def path(tmp_path, state):
     torch.save(state, tmp_path / "model.pth")
     return str(tmp_path / "model.pth")
+
+
+@pytest.fixture
+def full_width(tmp_path):
+    """What the command builds by ``--depth`` has the usual width."""
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
+    return str(tmp_path / "resnet18.pth")
 
 
 @pytest.fixture
@@ -78,7 +85,7 @@ def holds(backbone, state):
     ],
 )
 def test_init_cfg(init_cfg, path, state):
-    backbone = build_backbone(dict(type="ResNet", depth=18, init_cfg=init_cfg(path)))
+    backbone = build_backbone(dict(type="ResNet", depth=18, base_channels=8, init_cfg=init_cfg(path)))
     assert not holds(backbone, state)
     backbone.init_weights()
     assert holds(backbone, state)
@@ -87,20 +94,20 @@ def test_init_cfg(init_cfg, path, state):
 def test_init_cfg_with_prefix(tmp_path, state):
     torch.save({"state_dict": {f"backbone.{name}": value for name, value in state.items()}}, tmp_path / "detector.pth")
     init_cfg = dict(type="Pretrained", checkpoint=str(tmp_path / "detector.pth"), prefix="backbone.")
-    backbone = ResNet(depth=18, init_cfg=init_cfg)
+    backbone = ResNet(depth=18, base_channels=8, init_cfg=init_cfg)
     backbone.init_weights()
     assert holds(backbone, state)
 
 
 def test_pretrained(path, state):
     with pytest.warns(DeprecationWarning, match="pretrained is deprecated"):
-        backbone = ResNet(depth=18, pretrained=path)
+        backbone = ResNet(depth=18, base_channels=8, pretrained=path)
     backbone.init_weights()
     assert holds(backbone, state)
 
 
 def test_init_weights_with_pretrained(path, state):
-    backbone = ResNet(depth=18)
+    backbone = ResNet(depth=18, base_channels=8)
     backbone.init_weights(pretrained=path)
     assert holds(backbone, state)
 
@@ -109,7 +116,7 @@ def test_inside_a_detector(path, state):
     class Detector(BaseModel):
         def __init__(self):
             super().__init__(init_cfg=dict(type="Constant", val=7, layer="Linear"))
-            self.backbone = ResNet(depth=18, init_cfg=dict(type="Pretrained", checkpoint=path))
+            self.backbone = ResNet(depth=18, base_channels=8, init_cfg=dict(type="Pretrained", checkpoint=path))
             self.head = torch.nn.Linear(2, 2)
 
         def forward(self):
@@ -126,7 +133,7 @@ def test_subclass_of_ours(path, state):
     class Mine(ResNet):
         pass
 
-    backbone = Mine(18, init_cfg=dict(type="Pretrained", checkpoint=path))
+    backbone = Mine(18, base_channels=8, init_cfg=dict(type="Pretrained", checkpoint=path))
     backbone.init_weights()
     assert holds(backbone, state)
 
@@ -159,7 +166,7 @@ def test_other_modules_are_served_where_the_server_is_gone(state, asked):
 
         def __init__(self):
             super().__init__(dict(type="Pretrained", checkpoint="open-mmlab://detectron2/resnet50_caffe"))
-            self.layer4 = torchvision.models.resnet18().layer4
+            self.layer4 = ResNet(depth=18, base_channels=8).layer4
 
     head = SharedHead()
     head.init_weights()
@@ -168,7 +175,7 @@ def test_other_modules_are_served_where_the_server_is_gone(state, asked):
 
 
 def test_class_in_place_of_the_name(path, state):
-    backbone = ResNet(depth=18, init_cfg=dict(type=MMEnginePretrainedInit, checkpoint=path))
+    backbone = ResNet(depth=18, base_channels=8, init_cfg=dict(type=MMEnginePretrainedInit, checkpoint=path))
     backbone.init_weights()
     assert holds(backbone, state)
 
@@ -176,7 +183,7 @@ def test_class_in_place_of_the_name(path, state):
 def test_without_checkpoint_no_random_number_changes():
     def initialised():
         torch.manual_seed(0)
-        backbone = ResNet(depth=18)
+        backbone = ResNet(depth=18, base_channels=8)
         backbone.init_weights()
         return backbone.state_dict()
 
@@ -229,14 +236,14 @@ def test_mmcls(asked):
 def test_schemes_that_users_register_with_mmengine(state, monkeypatch):
     monkeypatch.setattr(CheckpointLoader, "_schemes", dict(CheckpointLoader._schemes))
     CheckpointLoader.register_scheme("mine://", lambda filename, map_location: {"state_dict": state})
-    backbone = ResNet(depth=18)
+    backbone = ResNet(depth=18, base_channels=8)
     assert load_pretrained(backbone, "mine://bucket/model.pth").origin == "mine://bucket/model.pth, by mmengine"
     assert holds(backbone, state)
 
 
 def test_home_directory(tmp_path, monkeypatch, path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert load_pretrained(ResNet(depth=18), "~/model.pth").loaded
+    assert load_pretrained(ResNet(depth=18, base_channels=8), "~/model.pth").loaded
 
 
 @pytest.mark.parametrize("entry", [e for e in NAMED if e.relation == "SAME"], ids=lambda entry: entry.name)
@@ -345,7 +352,7 @@ def test_timm_by_the_hub(repository, state):
     calls = repository("config.json", {"pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}})
     repository("model.safetensors")
     save_file(state, resolve("timm://resnet18.a1_in1k").path)
-    report = load_pretrained(ResNet(depth=18), "timm://resnet18.a1_in1k")
+    report = load_pretrained(ResNet(depth=18, base_channels=8), "timm://resnet18.a1_in1k")
     assert ("timm/resnet18.a1_in1k", None, "model.safetensors") in calls
     assert report.preprocessing == ((127.5, 127.5, 127.5), (63.75, 63.75, 63.75), True)
 
@@ -382,22 +389,24 @@ def test_hub_is_an_extra(monkeypatch):
 # The command
 
 
-def test_command_prints_the_report(path, capsys):
-    assert main(["weights", path, "--depth", "18"]) == 0
+def test_command_prints_the_report(full_width, capsys):
+    assert main(["weights", full_width, "--depth", "18"]) == 0
     assert "loaded      120 tensors" in capsys.readouterr().out
-    assert main(["weights", path]) == 0
+    assert main(["weights", full_width]) == 0
 
 
-def test_command_says_what_would_not_load(path, capsys):
-    assert main(["weights", path, "--depth", "50"]) == 1
+def test_command_says_what_would_not_load(full_width, capsys):
+    assert main(["weights", full_width, "--depth", "50"]) == 1
     assert "this file is a ResNet-18; the config says depth=50" in capsys.readouterr().err
-    assert main(["weights", path, "--depth", "34", "--no-strict"]) == 0
+    assert main(["weights", full_width, "--depth", "34", "--no-strict"]) == 0
     assert "missing" in capsys.readouterr().out
 
 
 def test_command_with_a_config(path, tmp_path, capsys):
     config = tmp_path / "config.py"
-    config.write_text("backbone = dict(type='ResNet', depth=18, init_cfg=dict(type='Pretrained', checkpoint='x'))")
+    config.write_text(
+        "backbone = dict(type='ResNet', depth=18, base_channels=8, init_cfg=dict(type='Pretrained', checkpoint='x'))"
+    )
     assert main(["weights", path, "--config", str(config)]) == 0
     config.write_text("model = dict(neck=dict(type='FPN'))")
     assert main(["weights", path, "--config", str(config)]) == 1
@@ -418,7 +427,7 @@ def test_convert(suffix, tmp_path, capsys, state):
     out = tmp_path / f"ours.{suffix}"
     assert main(["convert", str(source), str(out)]) == 0
     assert f"wrote {out}" in capsys.readouterr().out
-    backbone = ResNet(depth=18)
+    backbone = ResNet(depth=18, base_channels=8)
     report = load_pretrained(backbone, out)
     assert holds(backbone, state)
     assert not report.renamed
@@ -435,7 +444,7 @@ def test_convert_keeps_what_caffe_weights_want(tmp_path):
     from test_weights_fit import caffe_file
 
     assert main(["convert", str(caffe_file(tmp_path)), str(tmp_path / "ours.pth")]) == 0
-    report = load_pretrained(ResNet(depth=50), tmp_path / "ours.pth")
+    report = load_pretrained(ResNet(depth=50, base_channels=8), tmp_path / "ours.pth")
     assert report.style == "caffe"
     assert report.preprocessing.bgr_to_rgb is False
     assert report.warnings
