@@ -19,29 +19,38 @@ except ImportError as _error:
     ) from _error
 
 from .blocks import BasicBlock, Bottleneck
+from .detectors import DetectoRS_ResNet, DetectoRS_ResNeXt
 from .int8 import quantize_int8
 from .integrations.mmdet.registry import BACKBONES, build_backbone
 from .integrations.torchvision import with_fpn
 from .layers.build import build_conv_layer, build_norm_layer, build_plugin_layer
 from .multi_scale import MultiScaleResNet1d
 from .regnet import RegNet
+from .res2net import Res2Net
 from .res_layer import ResLayer
+from .resnest import ResNeSt
 from .resnet import ResNet, ResNetV1c, ResNetV1d
 from .resnext import ResNeXt
+from .trident import TridentResNet
 from .weights import LoadReport, load_pretrained
 
 __all__ = [
     "BACKBONES",
     "BasicBlock",
     "Bottleneck",
+    "DetectoRS_ResNeXt",
+    "DetectoRS_ResNet",
     "LoadReport",
     "MultiScaleResNet1d",
     "RegNet",
+    "Res2Net",
     "ResLayer",
+    "ResNeSt",
     "ResNeXt",
     "ResNet",
     "ResNetV1c",
     "ResNetV1d",
+    "TridentResNet",
     "__version__",
     "build_backbone",
     "build_conv_layer",

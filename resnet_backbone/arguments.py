@@ -13,7 +13,15 @@ from .errors import ArgumentError, ArgumentTypeError, check_channels, is_int
 from .layers.build import layer_type
 from .layers.dimensions import check_dims
 
-__all__ = ["check_arguments", "check_block_arguments", "check_multi_grid"]
+__all__ = [
+    "check_arguments",
+    "check_block_arguments",
+    "check_block_plugins",
+    "check_flag",
+    "check_multi_grid",
+    "check_per_stage",
+    "check_stage_mask",
+]
 
 _FLAGS = (
     *("deep_stem", "avg_down", "norm_eval", "zero_init_residual", "fold_norm", "channels_last", "contract_dilation"),
@@ -37,37 +45,36 @@ def check_arguments(backbone: Any) -> None:
     if not is_int(num_stages) or not 1 <= num_stages <= most_stages:
         raise ArgumentError(f"num_stages must be an integer from 1 to {most_stages}, got {num_stages!r}")
     for name in _FLAGS:
-        _check_flag(name, getattr(backbone, name))
+        check_flag(name, getattr(backbone, name))
     check_channels("in_channels", backbone.in_channels)
     check_channels("base_channels", backbone.base_channels)
     # The first two convolutions of a deep stem have half as many channels.
     check_channels("stem_channels", backbone.stem_channels, minimum=2 if backbone.deep_stem else 1)
-    _check_per_stage("strides", backbone.strides, num_stages)
-    _check_per_stage("dilations", backbone.dilations, num_stages)
+    check_per_stage("strides", backbone.strides, num_stages)
+    check_per_stage("dilations", backbone.dilations, num_stages)
     _check_out_indices(backbone.out_indices, num_stages)
     if not is_int(backbone.stem_stride) or backbone.stem_stride not in (1, 2, 4):
         raise ArgumentError(f"stem_stride must be 1, 2 or 4, got {backbone.stem_stride!r}")
     _check_base_width(backbone._base_width, backbone)
     _check_frozen_stages(backbone.frozen_stages, num_stages)
     if _is_sequence(backbone.with_cp):
-        _check_stage_mask("with_cp", backbone.with_cp, num_stages)
+        check_stage_mask("with_cp", backbone.with_cp, num_stages)
     else:
-        _check_flag("with_cp", backbone.with_cp)
+        check_flag("with_cp", backbone.with_cp)
     if backbone.dcn is not None:
-        _check_stage_mask("stage_with_dcn", backbone.stage_with_dcn, num_stages)
+        check_stage_mask("stage_with_dcn", backbone.stage_with_dcn, num_stages)
         if not any(backbone.stage_with_dcn):  # No block will check it.
             _check_dcn(backbone.dcn, backbone.conv_cfg)
     _check_stage_plugins(backbone.plugins, num_stages)
     _check_init_cfg(backbone.init_cfg)
 
 
-def check_block_arguments(block: Any, dcn: Any, plugins: Any) -> None:
-    """Check the arguments of a residual block.
+def check_block_arguments(block: Any, dcn: Any) -> None:
+    """Check the arguments of a residual block, all but its plugins.
 
     Args:
         block: The block, with its other arguments as attributes.
         dcn: Its argument ``dcn``.
-        plugins: Its argument ``plugins``.
 
     Raises:
         ArgumentError: An argument has a value that is not allowed.
@@ -81,7 +88,6 @@ def check_block_arguments(block: Any, dcn: Any, plugins: Any) -> None:
     check_dims(block.conv_cfg, block.norm_cfg)
     if dcn is not None:
         _check_dcn(dcn, block.conv_cfg, channels=block.planes)
-    _check_block_plugins(plugins, block.plugin_positions)
 
 
 def check_multi_grid(multi_grid: Any, num_blocks: int) -> None:
@@ -97,13 +103,14 @@ def check_multi_grid(multi_grid: Any, num_blocks: int) -> None:
         raise ArgumentError(f"multi_grid must be integers of at least 1, got {multi_grid!r}")
 
 
-def _check_flag(name: str, value: Any) -> None:
+def check_flag(name: str, value: Any) -> None:
     """Check for a boolean: Python's, NumPy's, 0 or 1, or ``None``, as mmdet takes it. ``'False'`` would be true."""
     if value is not None and not isinstance(value, (bool, np.bool_)) and not (is_int(value) and value in (0, 1)):
         raise ArgumentTypeError(f"{name} must be True or False, got {value!r}")
 
 
-def _check_per_stage(name: str, values: Any, num_stages: int) -> None:
+def check_per_stage(name: str, values: Any, num_stages: int) -> None:
+    """Check for one positive integer per stage."""
     if not _is_sequence(values):
         raise ArgumentTypeError(f"{name} must be a sequence of {num_stages} integers, got {values!r}")
     if len(values) != num_stages:
@@ -124,7 +131,8 @@ def _check_base_width(base_width: Any, backbone: Any) -> None:
         )
 
 
-def _check_stage_mask(name: str, mask: Any, num_stages: int) -> None:
+def check_stage_mask(name: str, mask: Any, num_stages: int) -> None:
+    """Check for one boolean per stage."""
     if not _is_sequence(mask) or len(mask) != num_stages or any(value not in (True, False) for value in mask):
         raise ArgumentError(f"{name} must have one True or False per stage (num_stages={num_stages}), got {mask!r}")
 
@@ -211,10 +219,11 @@ def _check_stage_plugins(plugins: Any, num_stages: int) -> None:
                 f"a plugin has a cfg, a position and stages, got {', '.join(map(repr, sorted(unknown)))} in {plugin!r}"
             )
         if plugin.get("stages") is not None:
-            _check_stage_mask("a plugin's stages", plugin["stages"], num_stages)
+            check_stage_mask("a plugin's stages", plugin["stages"], num_stages)
 
 
-def _check_block_plugins(plugins: Any, positions: Sequence[str]) -> None:
+def check_block_plugins(plugins: Any, positions: Sequence[str]) -> None:
+    """Check the plugins of a block, which has some positions for them."""
     for plugin in _listed(plugins):
         if not isinstance(plugin.get("cfg"), Mapping):
             raise ArgumentError(f"each of plugins must be a dict with a 'cfg' dict, got {plugin!r}")

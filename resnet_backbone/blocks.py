@@ -11,7 +11,7 @@ from torch import Tensor, is_grad_enabled, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from .arguments import check_block_arguments
+from .arguments import check_block_arguments, check_block_plugins
 from .errors import ArgumentError, ArgumentTypeError, check_channels
 from .layers.build import build_conv_layer, build_norm_layer, build_plugin_layer
 from .layers.conv_norm import conv_norm, conv_norm_sequence
@@ -57,7 +57,6 @@ class ResidualBlock(BaseModule):
         conv_cfg: Cfg | None,
         norm_cfg: Cfg,
         dcn: Cfg | None,
-        plugins: list[Cfg] | None,
         init_cfg: Cfg | list[Cfg] | None,
         kernel_size: int,
     ) -> None:
@@ -71,7 +70,7 @@ class ResidualBlock(BaseModule):
         self.kernel_size = kernel_size
         self.conv_cfg = conv_cfg
         self.norm_cfg = norm_cfg
-        check_block_arguments(self, dcn, plugins)
+        check_block_arguments(self, dcn)
         # A copy, because subclasses pop from it (mmdet's ResNeXt and Res2Net do).
         self.dcn = None if dcn is None else {key: dcn[key] for key in dcn if key != "fallback_on_stride"}
         self.with_dcn = dcn is not None
@@ -92,6 +91,7 @@ class ResidualBlock(BaseModule):
             plugins: Configs of plugins, each with its position.
             *channels: Number of channels at each of ``plugin_positions``.
         """
+        check_block_plugins(plugins, self.plugin_positions)
         self.plugins = plugins
         self.with_plugins = plugins is not None
         if plugins is None:
@@ -151,7 +151,7 @@ class ResidualBlock(BaseModule):
         return x
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        for name, layer in self.named_children():
+        for name, layer in self.named_modules():
             if hasattr(layer, "conv_offset"):
                 rename_old_offsets(state_dict, prefix + name)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -273,7 +273,7 @@ class BasicBlock(ResidualBlock):
         kernel_size: int = 3,
     ) -> None:
         super().__init__(
-            inplanes, planes, stride, dilation, style, with_cp, conv_cfg, norm_cfg, dcn, plugins, init_cfg, kernel_size
+            inplanes, planes, stride, dilation, style, with_cp, conv_cfg, norm_cfg, dcn, init_cfg, kernel_size
         )
         self.norm1_name, norm1 = build_norm_layer(norm_cfg, planes, postfix=1)
         self.norm2_name, norm2 = build_norm_layer(norm_cfg, planes, postfix=2)
@@ -370,7 +370,7 @@ class Bottleneck(ResidualBlock):
         width: int | None = None,
     ) -> None:
         super().__init__(
-            inplanes, planes, stride, dilation, style, with_cp, conv_cfg, norm_cfg, dcn, plugins, init_cfg, kernel_size
+            inplanes, planes, stride, dilation, style, with_cp, conv_cfg, norm_cfg, dcn, init_cfg, kernel_size
         )
         self.conv1_stride, self.conv2_stride = (1, stride) if style == "pytorch" else (stride, 1)
         width = planes if width is None else width

@@ -100,7 +100,7 @@ def _fold_pair(owner: nn.Module, name_of_conv: str, name_of_norm: str) -> None:
     if not _is_conv(conv) or not isinstance(norm, _BatchNorm) or norm.running_mean is None:
         return
     with torch.no_grad():
-        if is_foldable(conv, norm) or _is_modulated_deform_conv(conv):
+        if is_foldable(conv, norm) or _takes_bias(conv):
             weight, bias = fold_weights(conv, norm)
             conv.weight, conv.bias = nn.Parameter(weight), nn.Parameter(bias)
             setattr(owner.get_submodule(path), leaf, nn.Identity())
@@ -113,9 +113,9 @@ def _is_conv(layer: nn.Module) -> bool:
     return "Conv" in type(layer).__name__
 
 
-def _is_modulated_deform_conv(layer: nn.Module) -> bool:
-    """Whether ``layer`` is the convolution of type 'DCNv2', ours or compiled mmcv's, which has a bias."""
-    return type(layer).__name__ == ModulatedDeformConv2dPack.__name__
+def _takes_bias(layer: nn.Module) -> bool:
+    """Whether ``layer`` is TridentNet's, or of type 'DCNv2', ours or compiled mmcv's: it convolves and adds a bias."""
+    return type(layer).__name__ in (ModulatedDeformConv2dPack.__name__, "TridentConv")
 
 
 def freeze_weights(compiled: Callable[[Tensor], Levels]) -> Callable[[Tensor], Levels]:

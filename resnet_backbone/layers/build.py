@@ -104,7 +104,7 @@ def layer_type(argument: str, cfg: Any) -> type[nn.Module]:
 
 
 def _look_up(argument: str, name: Any) -> Any:
-    if argument == "dcn" or str(name).rpartition(".")[2] in ("DCN", "DCNv2"):
+    if argument == "dcn" or str(name).rpartition(".")[2] in ("DCN", "DCNv2", "SAC"):
         from .dcn_types import register_deform_convs
 
         register_deform_convs()

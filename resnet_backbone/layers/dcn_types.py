@@ -1,4 +1,4 @@
-"""Which classes the types 'DCN' and 'DCNv2' stand for here: compiled mmcv's, or ours."""
+"""Which classes the types 'DCN', 'DCNv2' and 'SAC' stand for here: compiled mmcv's, or ours."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ from mmengine.registry import MODELS as ROOT
 from torch import nn
 
 from .deform import DeformConv2dPack, ModulatedDeformConv2dPack
+from .sac import SAConv2d
 
 __all__ = ["OWN_TYPES", "has_compiled_mmcv", "register_deform_convs"]
 
-OWN_TYPES: dict[str, type[nn.Module]] = {"DCN": DeformConv2dPack, "DCNv2": ModulatedDeformConv2dPack}
+OWN_TYPES: dict[str, type[nn.Module]] = {
+    "DCN": DeformConv2dPack,
+    "DCNv2": ModulatedDeformConv2dPack,
+    "SAC": SAConv2d,
+}
 
 
 def has_compiled_mmcv() -> bool:
@@ -23,7 +28,7 @@ def has_compiled_mmcv() -> bool:
 
 
 def register_deform_convs() -> None:
-    """See to it that the types 'DCN' and 'DCNv2' exist: mmcv's own, or ours where mmcv's cannot be imported."""
+    """See to it that the types of ``OWN_TYPES`` exist: mmcv's own, or ours where mmcv's cannot be imported."""
     if ROOT.module_dict.keys() >= OWN_TYPES.keys():
         return
     if has_compiled_mmcv():
@@ -32,7 +37,7 @@ def register_deform_convs() -> None:
         except Exception as error:  # noqa: BLE001 - a binary built for another torch fails in its own ways
             print_log(
                 f"resnet_backbone: mmcv.ops cannot be imported ({type(error).__name__}: {error}): "
-                "'DCN' and 'DCNv2' run on torchvision's operator",
+                "'DCN', 'DCNv2' and 'SAC' run on torchvision's operator",
                 logger="current",
                 level=logging.WARNING,
             )

@@ -18,7 +18,14 @@ from torch.nn.modules.utils import _pair
 
 from ..errors import ArgumentError, check_channels
 
-__all__ = ["DeformConv2dPack", "ModulatedDeformConv2dPack", "deform_conv2d", "is_on_border", "rename_old_offsets"]
+__all__ = [
+    "DeformConv2dPack",
+    "ModulatedDeformConv2dPack",
+    "deform_conv2d",
+    "is_on_border",
+    "rename_old_offsets",
+    "sample_and_convolve",
+]
 
 Size = int | tuple[int, int]
 
@@ -91,27 +98,7 @@ class _DeformConvPack(nn.Module):
             nn.init.zeros_(self.conv_offset.bias)
 
     def _sample_and_convolve(self, x: Tensor, offset: Tensor, mask: Tensor | None) -> Tensor:
-        """Call the operator, in single precision at least.
-
-        It adds offsets to pixel positions in the precision of its input, and half precision cannot tell neighbouring
-        pixels apart beyond 256 (bfloat16) or 2048 (float16). On a CPU it knows neither.
-        """
-        dtype = torch.float64 if offset.dtype == torch.float64 else torch.float32
-        out = deform_conv2d(
-            x.to(dtype),
-            offset.to(dtype),
-            self.weight.to(dtype),
-            None if self.bias is None else self.bias.to(dtype),
-            self.stride,
-            self.padding,
-            self.dilation,
-            None if mask is None else mask.to(dtype),
-        )
-        # The operator returns (N, C, H, W) in memory whatever it is given: the next layers would copy to and fro.
-        if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
-            out = out.contiguous(memory_format=torch.channels_last)
-        # Under autocast conv_offset returns what an ordinary convolution in this one's place would.
-        return out.to(offset.dtype)
+        return sample_and_convolve(x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
 
     def extra_repr(self) -> str:
         """The arguments, for ``repr``."""
@@ -256,6 +243,39 @@ class ModulatedDeformConv2dPack(_DeformConvPack):
         offset, mask = self.conv_offset(x).split([2 * points, points], dim=1)
         # A copy of its own: the backward pass would otherwise keep the weights' third as well.
         return self._sample_and_convolve(x, offset.contiguous(), torch.sigmoid(mask))
+
+
+def sample_and_convolve(
+    x: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Compute ``deform_conv2d`` in single precision at least, and return the dtype of ``offset``.
+
+    It adds offsets to pixel positions in the precision of its input, and half precision cannot tell neighbouring
+    pixels apart beyond 256 (bfloat16) or 2048 (float16). On a CPU it knows neither.
+    """
+    dtype = torch.float64 if offset.dtype == torch.float64 else torch.float32
+    out = deform_conv2d(
+        x.to(dtype),
+        offset.to(dtype),
+        weight.to(dtype),
+        None if bias is None else bias.to(dtype),
+        stride,
+        padding,
+        dilation,
+        None if mask is None else mask.to(dtype),
+    )
+    # The operator returns (N, C, H, W) in memory whatever it is given: the next layers would copy to and fro.
+    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        out = out.contiguous(memory_format=torch.channels_last)
+    # Under autocast the offsets' convolution returns what an ordinary convolution in this one's place would.
+    return out.to(offset.dtype)
 
 
 def deform_conv2d(

@@ -17,7 +17,16 @@ from ..errors import ArgumentError
 from .build import layer_type
 from .tracing import is_tracing
 
-__all__ = ["adaptive_avg_pool", "avg_pool", "check_dims", "layout", "max_pool", "memory_format", "spatial_dims_of"]
+__all__ = [
+    "adaptive_avg_pool",
+    "avg_pool",
+    "avg_pool3",
+    "check_dims",
+    "layout",
+    "max_pool",
+    "memory_format",
+    "spatial_dims_of",
+]
 
 Cfg = dict[str, Any]
 
@@ -127,6 +136,13 @@ def avg_pool(dims: int, size: int) -> nn.Module:
     """
     pool: Any = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}[dims]
     built: nn.Module = pool(size, size, ceil_mode=True, count_include_pad=False)
+    return built
+
+
+def avg_pool3(dims: int, stride: int) -> nn.Module:
+    """Build averaging over 3 positions along each dimension, with a stride; zeros around the input count."""
+    pool: Any = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}[dims]
+    built: nn.Module = pool(3, stride, padding=1)
     return built
 
 

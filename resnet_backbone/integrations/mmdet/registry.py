@@ -23,21 +23,35 @@ from mmengine.registry import Registry
 from torch import nn
 
 from ...blocks import BasicBlock, Bottleneck
+from ...detectors import DetectoRS_ResNet, DetectoRS_ResNeXt
 from ...errors import ArgumentTypeError, UnknownNameError, did_you_mean
 from ...layers import SELayer
 from ...layers.dcn_types import OWN_TYPES, has_compiled_mmcv, register_deform_convs
 from ...multi_scale import MultiScaleResNet1d
 from ...regnet import RegNet
+from ...res2net import Res2Net
 from ...res_layer import ResLayer
+from ...resnest import ResNeSt
 from ...resnet import ResNet, ResNetV1c, ResNetV1d
 from ...resnext import ResNeXt
+from ...trident import TridentResNet
 from . import pretrained as _pretrained  # noqa: F401 - registers the initialiser
 from .runner_files import read_runner_files
 
 __all__ = ["BACKBONES", "MODELS", "build_backbone"]
 
 # What an mmdet config asks for by these names, it now gets from here.
-OVERRIDES: tuple[type[nn.Module], ...] = (ResNet, ResNetV1d, ResNeXt, RegNet)
+OVERRIDES: tuple[type[nn.Module], ...] = (
+    ResNet,
+    ResNetV1d,
+    ResNeXt,
+    RegNet,
+    Res2Net,
+    ResNeSt,
+    DetectoRS_ResNet,
+    DetectoRS_ResNeXt,
+    TridentResNet,
+)
 # Registered where the name is free: mmdet's own 'ResLayer', for one, is the shared head of its C4 detectors.
 ADDITIONS: tuple[type[nn.Module], ...] = (ResNetV1c, MultiScaleResNet1d, BasicBlock, Bottleneck, ResLayer)
 

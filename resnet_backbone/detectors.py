@@ -1,0 +1,312 @@
+"""DetectoRS: a ResNet that looks twice (Qiao et al., 2020, https://arxiv.org/abs/2006.02334).
+
+Its second look takes the first one's feature pyramid as a further input (recursive feature pyramid, section 3.1), and
+its 3x3 convolutions may switch between two dilations (switchable atrous convolution, section 3.2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, cast
+
+from mmengine.model import constant_init, initialize, kaiming_init
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from . import blocks
+from .arguments import check_flag, check_stage_mask
+from .errors import ArgumentError, ArgumentTypeError, UnknownNameError, check_channels
+from .layers.build import build_conv_layer
+from .layers.dimensions import memory_format
+from .resnet import FeatureInfo, ResNet
+
+__all__ = ["Bottleneck", "DetectoRS_ResNeXt", "DetectoRS_ResNet"]
+
+Cfg = dict[str, Any]
+
+
+class Bottleneck(blocks.Bottleneck):
+    """A Bottleneck with a switchable atrous convolution, and with a place for the pyramid's features.
+
+    Args:
+        inplanes: Number of input channels.
+        planes: A fourth of the number of output channels.
+        rfp_inplanes: Number of channels of the pyramid's features; ``None`` for a block that does not take them.
+        sac: Config of the switchable atrous convolution that takes the 3x3's place.
+        init_cfg: mmengine's initialisation config.
+        plugins: As for a plain Bottleneck.
+        width: Number of channels of the 3x3 convolution, where the block is ResNeXt's.
+        groups: Number of groups of the 3x3 convolution.
+        **kwargs: The further arguments of a plain Bottleneck.
+    """
+
+    sac: Cfg | None = None
+
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        rfp_inplanes: int | None = None,
+        sac: Cfg | None = None,
+        init_cfg: Cfg | list[Cfg] | None = None,
+        *,
+        plugins: list[Cfg] | None = None,
+        width: int | None = None,
+        groups: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        # As mmdet does, and so from the same random numbers: first a plain Bottleneck, then what replaces its layers.
+        super().__init__(inplanes, planes, init_cfg=init_cfg, **kwargs)
+        inner = planes if width is None else width
+        self._add_plugins(plugins, inner, inner, planes * self.expansion)
+        self.sac = sac
+        self.with_sac = sac is not None
+        if self.with_sac:
+            self._build_conv2(planes)
+        self.rfp_inplanes = rfp_inplanes
+        if rfp_inplanes:
+            self.rfp_conv = build_conv_layer(None, rfp_inplanes, planes * self.expansion, kernel_size=1, bias=True)
+            if init_cfg is None:
+                self.init_cfg = dict(type="Constant", val=0, override=dict(name="rfp_conv"))
+        if width is not None:
+            self._build_conv1(width)
+            self._build_conv2(width, groups)
+            self._build_conv3(width)
+
+    def _conv3x3_cfg(self, stride: int) -> Cfg | None:
+        return super()._conv3x3_cfg(stride) if self.sac is None else self.sac
+
+    def rfp_forward(self, x: Tensor, rfp_feat: Tensor | None) -> Tensor:
+        """Compute the block with the pyramid's features.
+
+        Args:
+            x: Features of shape ``(N, inplanes, H, W)``.
+            rfp_feat: The pyramid's features of shape ``(N, rfp_inplanes, H / stride, W / stride)``; only a block with
+                ``rfp_inplanes`` reads them.
+
+        Returns:
+            Features of shape ``(N, 4 * planes, H / stride, W / stride)``.
+        """
+        out = self._sum(x)
+        if self.rfp_inplanes:
+            out = out + self.rfp_conv(rfp_feat)
+        return cast(Tensor, self.relu(out))
+
+
+class ResNeXtBottleneck(Bottleneck):
+    """DetectoRS's Bottleneck with groups; see ``resnext.Bottleneck`` for the arguments."""
+
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        groups: int = 1,
+        base_width: int = 4,
+        base_channels: int = 64,
+        **kwargs: Any,
+    ) -> None:
+        width = planes if groups == 1 else math.floor(planes * (base_width / base_channels)) * groups
+        super().__init__(inplanes, planes, width=width, groups=groups, **kwargs)
+
+
+# mmdet's name.
+ResNeXtBottleneck.__name__ = "Bottleneck"
+
+
+class DetectoRS_ResNet(ResNet):  # noqa: N801 - mmdet's name
+    """ResNet for DetectoRS (Qiao et al., 2020, https://arxiv.org/abs/2006.02334).
+
+    mmdet's ``RFP`` neck calls ``rfp_forward``. ``fold_norm`` folds nothing where ``conv_cfg`` is ``ConvAWS``, as in
+    mmdet's configs: its weights are standardised anew in each step.
+
+    Args:
+        sac: Config of the switchable atrous convolution: ``dict(type='SAC', use_deform=True)``.
+        stage_with_sac: Whether each stage has it.
+        rfp_inplanes: Number of channels of the pyramid's features that all stages but the first take.
+        output_img: Let ``forward`` return the image, too, before the features: the neck looks at it again.
+        pretrained: A checkpoint to start from.
+        init_cfg: ``dict(type='Pretrained', checkpoint=...)``, or ``None``.
+        **kwargs: The further arguments of ``ResNet``; ``depth`` is 50, 101 or 152.
+
+    Raises:
+        ArgumentError: An argument has a value that is not allowed.
+
+    Examples:
+        >>> import torch
+        >>> backbone = DetectoRS_ResNet(depth=50, conv_cfg=dict(type='ConvAWS'), output_img=True).eval()
+        >>> [tuple(level.shape) for level in backbone(torch.rand(1, 3, 64, 64))]
+        [(1, 3, 64, 64), (1, 256, 16, 16), (1, 512, 8, 8), (1, 1024, 4, 4), (1, 2048, 2, 2)]
+    """
+
+    arch_settings: ClassVar[dict[int, tuple[type[Any], tuple[int, ...]]]] = {
+        50: (Bottleneck, (3, 4, 6, 3)),
+        101: (Bottleneck, (3, 4, 23, 3)),
+        152: (Bottleneck, (3, 8, 36, 3)),
+    }
+    sac: Cfg | None = None
+    rfp_inplanes: int | None = None
+
+    def __init__(
+        self,
+        sac: Cfg | None = None,
+        stage_with_sac: Sequence[bool] = (False, False, False, False),
+        rfp_inplanes: int | None = None,
+        output_img: bool = False,
+        pretrained: str | None = None,
+        init_cfg: Cfg | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.pretrained = _checkpoint_of(pretrained, init_cfg)
+        check_flag("output_img", output_img)
+        if rfp_inplanes is not None:
+            check_channels("rfp_inplanes", rfp_inplanes)
+        if sac is not None and not isinstance(sac, Mapping):
+            raise ArgumentTypeError(f"sac must be a dict such as dict(type='SAC', use_deform=True), got {sac!r}")
+        self.output_img = output_img
+        # mmdet builds ordinary stages first, and then these: their weights are drawn from the same random numbers.
+        super().__init__(**kwargs)
+        if sac is not None:
+            check_stage_mask("stage_with_sac", stage_with_sac, self.num_stages)
+        self.sac = sac
+        self.stage_with_sac = stage_with_sac
+        self.rfp_inplanes = rfp_inplanes
+        self._make_stages(None)
+        self._freeze_stages()
+        self._set_fold_norm(self.fold_norm)
+        if self.channels_last:
+            self.to(memory_format=memory_format(self.spatial_dims))
+
+    def _stage_options(self, index: int) -> Cfg:
+        options = super()._stage_options(index)
+        if self.sac is not None and self.stage_with_sac[index]:
+            options["sac"] = self.sac
+        if self.rfp_inplanes is not None and index > 0:
+            options["first_block"] = {"rfp_inplanes": self.rfp_inplanes}
+        return options
+
+    def make_res_layer(self, **kwargs: Any) -> nn.Module:
+        """Build one stage; a shortcut averages only where it strides.
+
+        Args:
+            **kwargs: The arguments of ``ResLayer``.
+        """
+        kwargs["avg_down"] = kwargs["avg_down"] and kwargs["stride"] != 1
+        return super().make_res_layer(**kwargs)
+
+    def init_weights(self, pretrained: str | None = None) -> None:
+        """Load the checkpoint, or initialise every convolution, those of SAC included, as mmdet does.
+
+        Args:
+            pretrained: A checkpoint to load in place of the constructor's.
+        """
+        checkpoint = self.pretrained if pretrained is None else _checkpoint_of(pretrained, None)
+        if checkpoint is not None:
+            initialize(self, dict(type="Pretrained", checkpoint=checkpoint))
+            return
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                kaiming_init(module)
+            elif isinstance(module, (_BatchNorm, nn.GroupNorm)):
+                constant_init(module, 1)
+        for module in self.modules():
+            if isinstance(module, Bottleneck):
+                if self.dcn is not None and hasattr(module.conv2, "conv_offset"):
+                    constant_init(module.conv2.conv_offset, 0)
+                if self.zero_init_residual:
+                    constant_init(module.norm3, 0)
+
+    @property
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        """What each tensor that ``forward`` returns is, in their order."""
+        image = FeatureInfo("image", cast(int, self.in_channels), 1)
+        return (image, *super().feature_info) if self.output_img else super().feature_info
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the feature pyramid.
+
+        Args:
+            x: Images of shape ``(N, in_channels, H, W)``.
+
+        Returns:
+            As ``ResNet``; with ``output_img``, ``x`` before all.
+        """
+        levels = super().forward(x)
+        return (x, *levels) if self.output_img else levels
+
+    def rfp_forward(self, x: Tensor, rfp_feats: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Compute the feature pyramid with the features of the first look.
+
+        Args:
+            x: Images of shape ``(N, in_channels, H, W)``.
+            rfp_feats: For each stage, features of shape ``(N, rfp_inplanes, H / stride, W / stride)``; the first
+                stage's are not used.
+
+        Returns:
+            For each of ``out_indices``, in ascending order, features of shape ``(N, C, H / stride, W / stride)``.
+        """
+        self._check_input(x)
+        x = self._forward_stem(x)
+        levels = []
+        for index, name in enumerate(self.res_layers):
+            for block in getattr(self, name):
+                x = block.rfp_forward(x, rfp_feats[index] if index > 0 else None)
+            if index in self.out_indices:
+                levels.append(x)
+        return tuple(levels)
+
+    def _runs_stem_as_ours(self) -> bool:
+        return True  # forward begins with ResNet's
+
+
+class DetectoRS_ResNeXt(DetectoRS_ResNet):  # noqa: N801 - mmdet's name
+    """ResNeXt for DetectoRS.
+
+    Args:
+        groups: Number of groups of the 3x3 convolutions.
+        base_width: Number of channels of each group in the first stage; not used where ``groups`` is 1, as in mmdet.
+        **kwargs: The arguments of ``DetectoRS_ResNet``.
+
+    Raises:
+        ArgumentError: An argument has a value that is not allowed.
+    """
+
+    arch_settings: ClassVar[dict[int, tuple[type[Any], tuple[int, ...]]]] = {
+        50: (ResNeXtBottleneck, (3, 4, 6, 3)),
+        101: (ResNeXtBottleneck, (3, 4, 23, 3)),
+        152: (ResNeXtBottleneck, (3, 8, 36, 3)),
+    }
+
+    def __init__(self, groups: int = 1, base_width: int = 4, **kwargs: Any) -> None:
+        check_channels("groups", groups)
+        check_channels("base_width", base_width)
+        self.groups = groups
+        self.base_width = base_width
+        super().__init__(**kwargs)
+
+    def make_res_layer(self, **kwargs: Any) -> nn.Module:
+        """Build one stage.
+
+        Args:
+            **kwargs: The arguments of ``ResLayer``.
+        """
+        return super().make_res_layer(
+            groups=self.groups, base_width=self.base_width, base_channels=self.base_channels, **kwargs
+        )
+
+
+def _checkpoint_of(pretrained: Any, init_cfg: Any) -> str | None:
+    """The checkpoint that one of the two arguments names."""
+    if init_cfg and pretrained:
+        raise ArgumentError(f"pretrained={pretrained!r} and init_cfg={init_cfg!r} cannot both be given")
+    if init_cfg is not None:
+        if not isinstance(init_cfg, Mapping):
+            raise ArgumentTypeError(f"init_cfg must be a dict, got {init_cfg!r}")
+        if "type" not in init_cfg:
+            raise UnknownNameError(f"init_cfg must have a 'type', got {dict(init_cfg)!r}")
+        if init_cfg["type"] != "Pretrained":
+            raise ArgumentError(f"init_cfg must be of type 'Pretrained' for DetectoRS, got {dict(init_cfg)!r}")
+        pretrained = init_cfg.get("checkpoint")
+    if pretrained is not None and not isinstance(pretrained, str):
+        raise ArgumentTypeError(f"pretrained must be a string or None, got {pretrained!r}")
+    return pretrained

@@ -1,0 +1,157 @@
+"""Res2Net: several receptive fields within one block (Gao et al., 2019, https://arxiv.org/abs/1904.01169)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .blocks import Bottleneck
+from .errors import ArgumentError, check_channels, is_int
+from .layers.build import build_norm_layer
+from .layers.dimensions import avg_pool3, spatial_dims_of
+from .res_layer import ResLayer
+from .resnet import ResNet
+
+__all__ = ["Bottle2neck", "Res2Layer", "Res2Net"]
+
+
+class Bottle2neck(Bottleneck):
+    """A Bottleneck whose 3x3 convolution is a chain of small ones (figure 2).
+
+    The first 1x1 convolution makes ``scales`` parts. Each but the last has a 3x3 convolution, which reads its part plus
+    what the part before has made, so that one block sees through kernels of 3, 5, 7, ...; the last is passed on.
+
+    Args:
+        inplanes: Number of input channels.
+        planes: A fourth of the number of output channels.
+        scales: Number of parts, at least 2.
+        base_width: Number of channels of each part where ``planes`` is ``base_channels``; it grows with ``planes``.
+        base_channels: ``planes`` of the first stage.
+        stage_type: ``'stage'`` for the first block of a stage, which changes the resolution: its parts do not read each
+            other, and where it strides, the last is averaged. ``'normal'`` for the others.
+        **kwargs: The further arguments of a plain Bottleneck.
+    """
+
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        scales: int = 4,
+        base_width: int = 26,
+        base_channels: int = 64,
+        stage_type: str = "normal",
+        **kwargs: Any,
+    ) -> None:
+        if not is_int(scales) or scales < 2:
+            raise ArgumentError(f"scales must be an integer of at least 2, got {scales!r}: 1 makes it a ResNet")
+        plugins = kwargs.pop("plugins", None)
+        # As mmdet does, and so from the same random numbers: first a plain Bottleneck, then what replaces its layers.
+        super().__init__(inplanes, planes, **kwargs)
+        self.scales = scales
+        self.stage_type = stage_type
+        self.width = math.floor(planes * (base_width / base_channels))
+        self._add_plugins(plugins, self.width * scales, self.width * scales, planes * self.expansion)
+        self._build_conv1(self.width * scales)
+        if stage_type == "stage" and self.conv2_stride != 1:
+            self.pool = avg_pool3(spatial_dims_of(self.conv_cfg), self.conv2_stride)
+        cfg = self._conv3x3_cfg(self.conv2_stride)
+        self.convs = nn.ModuleList(self._wide_conv(cfg, self.width) for _ in range(scales - 1))
+        self.bns = nn.ModuleList(build_norm_layer(self.norm_cfg, self.width)[1] for _ in range(scales - 1))
+        self._build_conv3(self.width * scales)
+        del self.conv2
+        delattr(self, self.norm2_name)
+
+    @property
+    def conv_norm_names(self) -> list[tuple[str, str]]:
+        """The names of the block's convolutions, each with that of the norm layer that follows it."""
+        parts = [(f"convs.{index}", f"bns.{index}") for index in range(self.scales - 1)]
+        return [("conv1", self.norm1_name), *parts, ("conv3", self.norm3_name)]
+
+    def _middle(self, x: Tensor) -> Tensor:
+        parts = torch.split(x, self.width, dim=1)
+        outs: list[Tensor] = []
+        for part, conv, norm in zip(parts, self.convs, self.bns):
+            if outs and self.stage_type == "normal":
+                part = outs[-1] + part
+            if self.with_dcn:
+                part = part.contiguous()  # Compiled mmcv reads the memory in a row.
+            outs.append(self.relu(self._conv_norm(conv, norm, part)))
+        outs.append(self.pool(parts[-1]) if hasattr(self, "pool") else parts[-1])
+        return torch.cat(outs, dim=1)
+
+
+class Res2Layer(ResLayer):
+    """One stage of a Res2Net: the first block's parts do not read each other.
+
+    Args:
+        **kwargs: The arguments of ``ResLayer``, and of ``Bottle2neck``.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(first_block={"stage_type": "stage"}, **kwargs)
+
+
+class Res2Net(ResNet):
+    """Res2Net v1d (Gao et al., 2019, https://arxiv.org/abs/1904.01169), without its classifier.
+
+    Unlike in mmdet, which builds the D variant whatever they say, ``deep_stem`` and ``avg_down`` are what they are
+    called: both false make the paper's own network, timm's ``res2net50_26w_4s``.
+
+    ``fold_norm`` helps here most of all: each part has a norm layer of its own.
+
+    Args:
+        scales: Number of parts in each block, the paper's ``s``.
+        base_width: Number of channels of each part in the first stage, doubled by each further one, the paper's ``w``.
+        style: ``'pytorch'``.
+        deep_stem: Three 3x3 convolutions in the stem in place of one 7x7.
+        avg_down: Let the shortcuts average before their 1x1 convolution instead of striding in it.
+        pretrained: Deprecated; see ``ResNet``.
+        init_cfg: mmengine's initialisation config.
+        **kwargs: The further arguments of ``ResNet``; ``depth`` is 50, 101 or 152.
+
+    Raises:
+        ArgumentError: An argument has a value that is not allowed.
+
+    Examples:
+        >>> import torch
+        >>> backbone = Res2Net(depth=50, scales=4, base_width=26).eval()
+        >>> [tuple(level.shape) for level in backbone(torch.rand(1, 3, 64, 64))]
+        [(1, 256, 16, 16), (1, 512, 8, 8), (1, 1024, 4, 4), (1, 2048, 2, 2)]
+    """
+
+    arch_settings: ClassVar[dict[int, tuple[type[Any], tuple[int, ...]]]] = {
+        50: (Bottle2neck, (3, 4, 6, 3)),
+        101: (Bottle2neck, (3, 4, 23, 3)),
+        152: (Bottle2neck, (3, 8, 36, 3)),
+    }
+
+    def __init__(
+        self,
+        scales: int = 4,
+        base_width: int = 26,
+        style: str = "pytorch",
+        deep_stem: bool = True,
+        avg_down: bool = True,
+        pretrained: str | None = None,
+        init_cfg: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        check_channels("base_width", base_width)
+        if style != "pytorch":
+            raise ArgumentError(f"style must be 'pytorch' for Res2Net, got {style!r}")
+        self.scales = scales
+        self.base_width = base_width
+        super().__init__(
+            style=style, deep_stem=deep_stem, avg_down=avg_down, pretrained=pretrained, init_cfg=init_cfg, **kwargs
+        )
+
+    def make_res_layer(self, **kwargs: Any) -> nn.Module:
+        """Build one stage.
+
+        Args:
+            **kwargs: The arguments of ``ResLayer``.
+        """
+        return Res2Layer(scales=self.scales, base_width=self.base_width, base_channels=self.base_channels, **kwargs)

@@ -1,0 +1,236 @@
+"""TridentNet: one stage at several dilations (Li et al., 2019, https://arxiv.org/abs/1901.01892)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, is_grad_enabled, nn
+from torch.nn import functional as F
+from torch.nn.modules.utils import _pair
+from torch.utils.checkpoint import checkpoint
+
+from .arguments import check_per_stage
+from .blocks import Bottleneck
+from .errors import ArgumentError, ArgumentTypeError, is_int
+from .layers.dimensions import memory_format, spatial_dims_of
+from .layers.tracing import is_recording
+from .res_layer import ResLayer
+from .resnet import ResNet
+
+__all__ = ["TridentBottleneck", "TridentConv", "TridentResNet"]
+
+Branches = list[Tensor]
+
+
+class TridentConv(BaseModule):
+    """One convolution at several dilations, each for a branch of its own (section 4.1).
+
+    Args:
+        in_channels: Number of input channels.
+        out_channels: Number of output channels.
+        kernel_size: Size of the kernel.
+        stride: Stride.
+        trident_dilations: Dilation, and padding, of each branch.
+        test_branch_idx: The branch that inference computes; -1 for all.
+        bias: Whether to add a bias to the output.
+        init_cfg: mmengine's initialisation config.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        trident_dilations: Sequence[int] = (1, 2, 3),
+        test_branch_idx: int = 1,
+        bias: bool = False,
+        init_cfg: Any = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.num_branch = len(trident_dilations)
+        self.with_bias = bias
+        self.test_branch_idx = test_branch_idx
+        self.stride = _pair(stride)
+        self.kernel_size: tuple[int, int] = _pair(kernel_size)
+        self.paddings = _pair(trident_dilations)
+        self.dilations = trident_dilations
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.weight = nn.Parameter(torch.zeros(out_channels, in_channels, *self.kernel_size))
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+
+    def forward(self, inputs: Sequence[Tensor]) -> Branches:
+        """Convolve each branch's features of shape ``(N, in_channels, H, W)`` at its dilation."""
+        branches = range(self.num_branch)
+        if not self.training and self.test_branch_idx != -1:
+            branches = range(self.test_branch_idx, self.test_branch_idx + 1)
+        return [
+            F.conv2d(x, self.weight, self.bias, self.stride, self.paddings[branch], self.dilations[branch])
+            for x, branch in zip(inputs, branches, strict=True)
+        ]
+
+    def extra_repr(self) -> str:
+        """The arguments, for ``repr``."""
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"dilations={self.dilations}, test_branch_idx={self.test_branch_idx}, bias={self.bias is not None}"
+        )
+
+
+class TridentBottleneck(Bottleneck):
+    """A Bottleneck that runs in several branches with the same weights, each with a dilation of its own (figure 3).
+
+    Args:
+        trident_dilations: Dilation of each branch's 3x3 convolution.
+        test_branch_idx: The branch that inference computes; -1 for all.
+        concat_output: Return the branches one after the other as one batch: the last block's.
+        **kwargs: The arguments of a plain Bottleneck.
+    """
+
+    def __init__(
+        self, trident_dilations: Sequence[int], test_branch_idx: int, concat_output: bool, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.trident_dilations = trident_dilations
+        self.num_branch = len(trident_dilations)
+        self.test_branch_idx = test_branch_idx
+        self.concat_output = concat_output
+        plain: Any = self.conv2
+        self.conv2 = TridentConv(
+            self.planes,
+            self.planes,
+            self.kernel_size,
+            self.conv2_stride,
+            trident_dilations,
+            test_branch_idx,
+        )
+        # mmdet leaves the weight as the memory was. This is PyTorch's default, and draws no further numbers.
+        self.conv2.weight = plain.weight
+
+    def forward(self, x: Tensor | Branches) -> Tensor | Branches:  # type: ignore[override]
+        """Compute the block.
+
+        Args:
+            x: Features of shape ``(N, inplanes, H, W)``, of each branch; or one tensor for all, in the first block.
+
+        Returns:
+            Features of shape ``(N, 4 * planes, H / stride, W / stride)`` of each branch, or all of them in one batch.
+        """
+        runs_all = self.training or self.test_branch_idx == -1
+        branches = x if isinstance(x, list) else [x] * (self.num_branch if runs_all else 1)
+        if self.with_cp and is_grad_enabled() and not is_recording(branches[0]) and self._may_checkpoint(branches[0]):
+            outs = checkpoint(self._sums, *(branch.view_as(branch) for branch in branches), use_reentrant=False)
+        else:
+            outs = self._sums(*branches)
+        outs = [self.relu(out) for out in outs]
+        return torch.cat(outs) if self.concat_output else outs
+
+    def _sums(self, *branches: Tensor) -> Branches:
+        """Compute what each branch's last ReLU receives: layer by layer, so that gradients are summed as in mmdet."""
+        shortcuts = [self._shortcut(branch) for branch in branches]
+        outs = [self._conv_norm(self.conv1, self.norm1, branch) for branch in branches]
+        outs = self._plugins([self.relu(out) for out in outs], "after_conv1")
+        outs = [self.relu(self.norm2(out)) for out in self.conv2(outs)]
+        outs = self._plugins(outs, "after_conv2")
+        outs = [self._conv_norm(self.conv3, self.norm3, out) for out in outs]
+        outs = self._plugins(outs, "after_conv3")
+        return [out + shortcut for out, shortcut in zip(outs, shortcuts)]
+
+    def _plugins(self, branches: Branches, position: str) -> Branches:
+        if not self.with_plugins:
+            return branches
+        names = getattr(self, f"{position}_plugin_names")
+        return [self.forward_plugin(branch, names) for branch in branches]
+
+    @property
+    def conv_norm_names(self) -> list[tuple[str, str]]:
+        """The names of the block's convolutions, each with that of the norm layer that follows it."""
+        return super().conv_norm_names
+
+
+class TridentResNet(ResNet):
+    """The backbone of TridentNet: a ResNet up to its third stage, which runs at several dilations.
+
+    While training, and with ``test_branch_idx=-1``, it returns the branches' features one after the other as one batch
+    of ``num_branch * N``; otherwise one branch's. The 3x3 convolutions of the third stage are not folded by
+    ``fold_norm``, its other layers are.
+
+    Unlike in mmdet, ``with_cp`` works in the third stage, too, and its 3x3 convolutions start as PyTorch's do, where
+    mmdet leaves uninitialised memory.
+
+    Args:
+        depth: 50, 101 or 152.
+        num_branch: Number of branches.
+        test_branch_idx: The branch that inference computes; -1 for all.
+        trident_dilations: Dilation of each branch.
+        **kwargs: The further arguments of ``ResNet``. ``num_stages`` is 3; in the third stage ``dilations`` and
+            ``avg_down`` are not used, as in mmdet, and no ``dcn`` can stand.
+
+    Raises:
+        ArgumentError: An argument has a value that is not allowed.
+
+    Examples:
+        >>> import torch
+        >>> stages = dict(num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(2,))
+        >>> backbone = TridentResNet(50, num_branch=3, test_branch_idx=1, trident_dilations=(1, 2, 3), **stages)
+        >>> [tuple(level.shape) for level in backbone.train()(torch.rand(2, 3, 64, 64))]
+        [(6, 1024, 4, 4)]
+    """
+
+    arch_settings: ClassVar[dict[int, tuple[type[Any], tuple[int, ...]]]] = {
+        depth: ResNet.arch_settings[depth] for depth in (50, 101, 152)
+    }
+
+    def __init__(
+        self, depth: int, num_branch: int, test_branch_idx: int, trident_dilations: Sequence[int], **kwargs: Any
+    ) -> None:
+        if not is_int(num_branch) or num_branch < 1:
+            raise ArgumentError(f"num_branch must be an integer of at least 1, got {num_branch!r}")
+        check_per_stage("trident_dilations", trident_dilations, num_branch)
+        if not is_int(test_branch_idx) or not -1 <= test_branch_idx < num_branch:
+            raise ArgumentError(
+                f"test_branch_idx must be an integer from -1 (all branches) to {num_branch - 1}, "
+                f"got {test_branch_idx!r}"
+            )
+        if kwargs.get("num_stages") != 3:
+            raise ArgumentError(f"num_stages must be 3 for TridentResNet, got {kwargs.get('num_stages', 4)!r}")
+        # mmdet builds an ordinary third stage first: its weights are drawn from the same random numbers.
+        super().__init__(depth, **kwargs)
+        if self.dcn is not None and self.stage_with_dcn[2]:
+            raise ArgumentError(f"stage_with_dcn must be False for the third stage, got {self.stage_with_dcn!r}")
+        if spatial_dims_of(self.conv_cfg) != 2:
+            raise ArgumentTypeError(f"conv_cfg must be a convolution of images, got {self.conv_cfg!r}")
+        self.num_branch = num_branch
+        self.test_branch_idx = test_branch_idx
+        self.layer3 = self._make_trident_stage(trident_dilations)
+        self._freeze_stages()
+        self._set_fold_norm(self.fold_norm)
+        if self.channels_last:
+            self.to(memory_format=memory_format(2))
+
+    def _make_trident_stage(self, trident_dilations: Sequence[int]) -> nn.Sequential:
+        planes = self._stage_planes(2)
+        stage = ResLayer(
+            TridentBottleneck,
+            inplanes=self._stage_planes(1) * self.block.expansion,
+            planes=planes,
+            num_blocks=self.stage_blocks[2],
+            stride=self.strides[2],
+            conv_cfg=self.conv_cfg,
+            norm_cfg=self.norm_cfg,
+            style=self.style,
+            with_cp=self.with_cp[2] if isinstance(self.with_cp, Sequence) else self.with_cp,
+            plugins=None if self.plugins is None else self.make_stage_plugins(self.plugins, 2),
+            trident_dilations=trident_dilations,
+            test_branch_idx=self.test_branch_idx,
+            concat_output=False,
+        )
+        cast(TridentBottleneck, stage[-1]).concat_output = True
+        # mmengine's initialisation does not go into a plain nn.Sequential: it leaves the blocks of this stage alone.
+        return nn.Sequential(*stage)
