@@ -18,7 +18,7 @@ from .layers.conv_norm import conv_norm, conv_norm_sequence
 from .layers.deform import rename_old_offsets
 from .layers.dimensions import spatial_dims_of
 from .layers.plugins import dry_run_plugin
-from .layers.tracing import is_recording
+from .layers.tracing import is_recording, untyped_at_runtime
 
 __all__ = ["BasicBlock", "Bottleneck", "ResidualBlock"]
 
@@ -176,6 +176,7 @@ class ResidualBlock(BaseModule):
         norm: nn.Module = getattr(self, self.norm2_name)
         return norm
 
+    @untyped_at_runtime
     def forward(self, x: Tensor) -> Tensor:
         """Compute the block.
 

@@ -19,6 +19,7 @@ from .arguments import check_flag, check_stage_mask
 from .errors import ArgumentError, ArgumentTypeError, UnknownNameError, check_channels
 from .layers.build import build_conv_layer
 from .layers.dimensions import memory_format
+from .layers.tracing import untyped_at_runtime
 from .resnet import FeatureInfo, ResNet
 
 __all__ = ["Bottleneck", "DetectoRS_ResNeXt", "DetectoRS_ResNet"]
@@ -222,6 +223,7 @@ class DetectoRS_ResNet(ResNet):  # noqa: N801 - mmdet's name
         image = FeatureInfo("image", cast(int, self.in_channels), 1)
         return (image, *super().feature_info) if self.output_img else super().feature_info
 
+    @untyped_at_runtime
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature pyramid.
 

@@ -16,6 +16,7 @@ from torch.nn.modules.utils import _single
 from .blocks import BasicBlock
 from .errors import ArgumentError, ArgumentTypeError, check_channels, is_int
 from .layers.dimensions import spatial_dims_of
+from .layers.tracing import untyped_at_runtime
 from .res_layer import ResLayer
 from .resnet import ResNet
 
@@ -55,6 +56,7 @@ class MultiScaleStage(nn.Module):
         self.fusion = fusion
         self.out_channels = width * len(branches) if fusion == "concat" else width
 
+    @untyped_at_runtime
     def forward(self, x: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Compute the stage of each branch.
 
@@ -190,6 +192,7 @@ class MultiScaleResNet1d(ResNet):
         branches = [ResLayer(kernel_size=size, **kwargs) for size in self.kernel_sizes]
         return MultiScaleStage(branches, kwargs["planes"] * kwargs["block"].expansion, self.fusion)
 
+    @untyped_at_runtime
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:  # type: ignore[override]
         """Compute the fused features of each stage, or logits.
 

@@ -12,7 +12,7 @@ from torch import nn
 from . import resnext
 from .errors import ArgumentError, ArgumentTypeError, UnknownNameError, did_you_mean
 from .layers.build import build_conv_layer, build_norm_layer
-from .resnet import ResNet
+from .resnet import ResNet, names_misspelt
 
 __all__ = ["Bottleneck", "RegNet"]
 
@@ -64,6 +64,7 @@ class RegNet(ResNet):
         "regnetx_12gf": dict(w0=168, wa=73.36, wm=2.37, group_w=112, depth=19, bot_mul=1.0),
     }
 
+    @names_misspelt
     def __init__(
         self,
         arch: str | Mapping[str, float],

@@ -15,6 +15,7 @@ from .errors import ArgumentError, check_channels
 from .layers.build import build_conv_layer, build_norm_layer
 from .layers.conv_norm import conv_norm
 from .layers.dimensions import avg_pool3, spatial_dims_of
+from .layers.tracing import untyped_at_runtime
 from .resnet import ResNetV1d
 
 __all__ = ["Bottleneck", "RSoftmax", "ResNeSt", "SplitAttentionConv2d"]
@@ -35,6 +36,7 @@ class RSoftmax(nn.Module):
         self.radix = radix
         self.groups = groups
 
+    @untyped_at_runtime
     def forward(self, x: Tensor) -> Tensor:
         """Compute the weights.
 
@@ -132,6 +134,7 @@ class SplitAttentionConv2d(BaseModule):
         """The names of the convolutions that a norm layer follows, each with that of the norm layer."""
         return [("conv", self.norm0_name), ("fc1", self.norm1_name)]
 
+    @untyped_at_runtime
     def forward(self, x: Tensor) -> Tensor:
         """Convolve and attend.
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import math
 import warnings
-from collections.abc import Hashable, Sequence
-from typing import Any, ClassVar, NamedTuple, cast
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 import torch
 from mmengine.logging import MMLogger
@@ -25,11 +26,13 @@ from .layers.build import build_conv_layer, build_norm_layer
 from .layers.conv_norm import conv_norm, conv_norm_sequence
 from .layers.ddp import mark_unused_for_ddp
 from .layers.dimensions import layout, max_pool, memory_format, spatial_dims_of
+from .layers.tracing import untyped_at_runtime
 from .res_layer import ResLayer
 
 __all__ = ["FeatureInfo", "ResNet", "ResNetV1c", "ResNetV1d", "channels_of"]
 
 Cfg = dict[str, Any]
+Init = TypeVar("Init", bound=Callable[..., None])
 
 
 class FeatureInfo(NamedTuple):
@@ -44,6 +47,38 @@ class FeatureInfo(NamedTuple):
     module: str
     channels: int
     reduction: int
+
+
+def _known_arguments(cls: type) -> set[str]:
+    inits = [vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base) and issubclass(base, ResNet)]
+    parameters = [parameter for init in inits for parameter in inspect.signature(init).parameters.values()]
+    return {parameter.name for parameter in parameters if parameter.kind is not inspect.Parameter.VAR_KEYWORD}
+
+
+def _unknown_argument(cls: type, name: str) -> ArgumentTypeError:
+    return ArgumentTypeError(f"{cls.__name__} has no argument {name!r}.{did_you_mean(name, _known_arguments(cls))}")
+
+
+def names_misspelt(init: Init) -> Init:
+    """Let a constructor name a misspelt argument where Python would only miss the one that was meant.
+
+    Args:
+        init: The ``__init__`` of a ``ResNet``.
+    """
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            signature.bind(self, *args, **kwargs)
+        except TypeError:
+            known = _known_arguments(type(self))
+            for name in kwargs:
+                if name not in known:
+                    raise _unknown_argument(type(self), name) from None
+        init(self, *args, **kwargs)
+
+    return cast(Init, checked)
 
 
 class ResNet(BaseModule):
@@ -126,7 +161,11 @@ class ResNet(BaseModule):
     channels_last: bool = False
     deployed: bool = False
     stage_blocks: Sequence[int]
+    # What wrappers around layers hide later on: strides of the stem's layers, channels of the stages.
+    _built_strides: Mapping[str, int] = {}
+    _built_channels: Mapping[str, int] = {}
 
+    @names_misspelt
     def __init__(
         self,
         depth: int,
@@ -231,6 +270,8 @@ class ResNet(BaseModule):
             self.res_layers.append(f"layer{index + 1}")
             self.add_module(self.res_layers[-1], stage)
         self.feat_dim = self.inplanes
+        self._built_strides = {name: _stride_of(module, 1) for name, module in self._stem_modules().items()}
+        self._built_channels = {name: channels_of(getattr(self, name)) for name in self.res_layers}
 
     def _set_fold_norm(self, fold_norm: bool) -> None:
         # Set on the blocks rather than passed: those of a subclass need not have the argument.
@@ -275,7 +316,7 @@ class ResNet(BaseModule):
             warnings.warn(
                 f"pretrained is deprecated: write init_cfg=dict(type='Pretrained', checkpoint={pretrained!r})",
                 DeprecationWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
             self.init_cfg = init_cfg
         elif self.init_cfg is None:
@@ -359,7 +400,7 @@ class ResNet(BaseModule):
         for index, (name, stride) in enumerate(zip(self.res_layers, self.strides)):
             reduction *= stride
             if index in self.out_indices:
-                infos.append(FeatureInfo(name, channels_of(getattr(self, name)), reduction))
+                infos.append(FeatureInfo(name, self._stage_channels(name), reduction))
         return tuple(infos)
 
     @property
@@ -372,13 +413,24 @@ class ResNet(BaseModule):
         """Stride, relative to the input, of each tensor that ``forward`` returns."""
         return tuple(info.reduction for info in self.feature_info)
 
-    def _stem_stride(self) -> int:
-        """Stride of the stem as built: a subclass may have another, or no max pooling."""
-        modules = [*self.stem] if self.deep_stem else [self.conv1]
-        modules += [self.maxpool] if hasattr(self, "maxpool") else []
-        strides = (getattr(module, "stride", 1) for module in modules)
-        return math.prod(stride if isinstance(stride, int) else stride[0] for stride in strides)
+    def _stem_modules(self) -> dict[str, nn.Module]:
+        modules = {f"stem.{name}": module for name, module in self.stem.named_children()} if self.deep_stem else {}
+        others = {name: getattr(self, name, None) for name in ("conv1", "maxpool")}
+        return modules | {name: module for name, module in others.items() if module is not None}
 
+    def _stem_stride(self) -> int:
+        """Stride of the stem as it is: a subclass may have another, or no max pooling."""
+        strides = self._built_strides
+        return math.prod(_stride_of(module, strides.get(name, 1)) for name, module in self._stem_modules().items())
+
+    def _stage_channels(self, name: str) -> int:
+        """Number of channels that a stage returns: as it is or, where a layer in a wrapper does not say, as built."""
+        try:
+            return channels_of(getattr(self, name))
+        except AttributeError:
+            return self._built_channels[name]
+
+    @untyped_at_runtime
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature pyramid.
 
@@ -450,6 +502,8 @@ class ResNet(BaseModule):
         frozen: list[nn.Module] = []
         if self.frozen_stages >= 0:
             frozen += [self.stem] if self.deep_stem else [self.conv1, self.norm1]
+            # It has no mode, but quantization-aware training fuses layers of one mode alone.
+            frozen += [self.relu] if hasattr(self, "relu") else []
         frozen += [getattr(self, f"layer{number}") for number in range(1, self.frozen_stages + 1)]
         for module in frozen:
             module.eval()
@@ -516,6 +570,7 @@ class ResNetV1c(ResNet):
         ArgumentError: As ``ResNet``; and ``deep_stem`` is false.
     """
 
+    @names_misspelt
     def __init__(self, depth: int, *, deep_stem: bool = True, **kwargs: Any) -> None:
         if not deep_stem:
             raise ArgumentError(f"deep_stem must be True for {type(self).__name__}, got {deep_stem!r}: use ResNet")
@@ -534,27 +589,25 @@ class ResNetV1d(ResNetV1c):
         ArgumentError: As ``ResNet``; and ``deep_stem`` or ``avg_down`` is false.
     """
 
+    @names_misspelt
     def __init__(self, depth: int, *, avg_down: bool = True, **kwargs: Any) -> None:
         if not avg_down:
             raise ArgumentError(f"avg_down must be True for {type(self).__name__}, got {avg_down!r}: use ResNetV1c")
         super().__init__(depth, avg_down=True, **kwargs)
 
 
-def _unknown_argument(cls: type, name: str) -> ArgumentTypeError:
-    known = [
-        parameter
-        for base in cls.__mro__
-        if "__init__" in vars(base) and issubclass(base, ResNet)
-        for parameter, about in inspect.signature(vars(base)["__init__"]).parameters.items()
-        if about.kind is not inspect.Parameter.VAR_KEYWORD
-    ]
-    return ArgumentTypeError(f"{cls.__name__} has no argument {name!r}.{did_you_mean(name, known)}")
-
-
 def _pretrained_init_cfg(checkpoint: Any) -> Cfg:
     if not isinstance(checkpoint, str):
         raise ArgumentTypeError(f"pretrained must be a string (a path, a URL, torchvision://...), got {checkpoint!r}")
     return {"type": "Pretrained", "checkpoint": checkpoint}
+
+
+def _stride_of(module: nn.Module, built: int) -> int:
+    """The stride of a layer, or ``built`` where a wrapper (an adapter such as LoRA's) does not tell."""
+    if isinstance(module, nn.Identity):
+        return 1
+    stride = getattr(module, "stride", built)
+    return int(stride if isinstance(stride, int) else stride[0])
 
 
 def channels_of(stage: nn.Module) -> int:

@@ -16,7 +16,7 @@ from .arguments import check_per_stage
 from .blocks import Bottleneck
 from .errors import ArgumentError, ArgumentTypeError, is_int
 from .layers.dimensions import memory_format, spatial_dims_of
-from .layers.tracing import is_recording
+from .layers.tracing import is_recording, untyped_at_runtime
 from .res_layer import ResLayer
 from .resnet import ResNet
 
@@ -65,6 +65,7 @@ class TridentConv(BaseModule):
         self.weight = nn.Parameter(torch.zeros(out_channels, in_channels, *self.kernel_size))
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
 
+    @untyped_at_runtime
     def forward(self, inputs: Sequence[Tensor]) -> Branches:
         """Convolve each branch's features of shape ``(N, in_channels, H, W)`` at its dilation."""
         branches = range(self.num_branch)
@@ -113,6 +114,7 @@ class TridentBottleneck(Bottleneck):
         # mmdet leaves the weight as the memory was. This is PyTorch's default, and draws no further numbers.
         self.conv2.weight = plain.weight
 
+    @untyped_at_runtime
     def forward(self, x: Tensor | Branches) -> Tensor | Branches:  # type: ignore[override]
         """Compute the block.
 

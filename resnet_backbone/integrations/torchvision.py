@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError, ArgumentTypeError, check_channels
 from ..layers.dimensions import layout
+from ..layers.tracing import untyped_at_runtime
 from ..resnet import FeatureInfo
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class BackboneWithFPN(nn.Module):
         self.fpn = fpn
         self.out_channels = out_channels
 
+    @untyped_at_runtime
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
         """Compute the feature pyramid.
 

@@ -29,7 +29,7 @@ def has_compiled_mmcv() -> bool:
 
 def register_deform_convs() -> None:
     """See to it that the types of ``OWN_TYPES`` exist: mmcv's own, or ours where mmcv's cannot be imported."""
-    if ROOT.module_dict.keys() >= OWN_TYPES.keys():
+    if all(name in ROOT.module_dict and not _is_stale(name) for name in OWN_TYPES):
         return
     if has_compiled_mmcv():
         try:
@@ -42,5 +42,11 @@ def register_deform_convs() -> None:
                 level=logging.WARNING,
             )
     for name, cls in OWN_TYPES.items():
-        if name not in ROOT.module_dict:
-            ROOT.register_module(name=name, module=cls)
+        if name not in ROOT.module_dict or _is_stale(name):
+            ROOT.register_module(name=name, module=cls, force=True)
+
+
+def _is_stale(name: str) -> bool:
+    """Whether a type stands for a class of this package from an earlier import, as notebooks reload it."""
+    known: type[nn.Module] = ROOT.module_dict[name]
+    return known.__module__ == OWN_TYPES[name].__module__ and known is not OWN_TYPES[name]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, check_channels
 from .dimensions import adaptive_avg_pool, spatial_dims_of
+from .tracing import untyped_at_runtime
 
 __all__ = ["SELayer"]
 
@@ -72,6 +73,7 @@ class SELayer(BaseModule):
         self.conv1 = ConvModule(width, narrow, kernel_size=1, conv_cfg=conv_cfg, act_cfg=act_cfgs[0])
         self.conv2 = ConvModule(narrow, width, kernel_size=1, conv_cfg=conv_cfg, act_cfg=act_cfgs[1])
 
+    @untyped_at_runtime
     def forward(self, x: Tensor) -> Tensor:
         """Weight the channels.
 

@@ -35,10 +35,13 @@ from ...resnest import ResNeSt
 from ...resnet import ResNet, ResNetV1c, ResNetV1d
 from ...resnext import ResNeXt
 from ...trident import TridentResNet
+from . import optim as _optim  # noqa: F401 - registers the optimizer's constructor
 from . import pretrained as _pretrained  # noqa: F401 - registers the initialiser
 from .runner_files import read_runner_files
 
 __all__ = ["BACKBONES", "MODELS", "build_backbone"]
+
+_DEFERRED = "resnet_backbone.integrations.mmdet.models"
 
 # What an mmdet config asks for by these names, it now gets from here.
 OVERRIDES: tuple[type[nn.Module], ...] = (
@@ -83,8 +86,14 @@ def register(registry: Registry) -> None:
     for cls in OVERRIDES:
         registry.register_module(module=cls, force=True)
     for cls in ADDITIONS:
-        if cls.__name__ not in registry.module_dict:
-            registry.register_module(module=cls)
+        if may_register(cls.__name__, registry):
+            registry.register_module(module=cls, force=True)
+
+
+def may_register(name: str, registry: Registry) -> bool:
+    """Whether a name is free, or has a class of this package from an earlier import, as notebooks reload it."""
+    known = registry.module_dict.get(name)
+    return known is None or known.__module__.startswith("resnet_backbone.")
 
 
 def enter(registry: Registry) -> tuple[str, ...]:
@@ -100,8 +109,8 @@ def enter(registry: Registry) -> tuple[str, ...]:
     if registry._imported or "ResNet" in registry.module_dict:
         register(registry)
     if not registry._imported and __name__ not in locations:
-        registry._locations = ["resnet_backbone.integrations.mmdet.models"]
-    return locations
+        registry._locations = [_DEFERRED]
+    return ("mmdet.models",) if _DEFERRED in locations else locations
 
 
 def build_backbone(cfg: dict[str, Any]) -> nn.Module:
@@ -153,18 +162,20 @@ def log(message: str) -> None:
 
 
 # 'resnet_backbone.ResNet' from any scope: mmengine imports this module and finds the scope below its root.
-MODELS = Registry("model", parent=ROOT, scope="resnet_backbone", locations=[__name__])
+# A notebook may import the package a second time; the registry is there then, and gets the new classes.
+MODELS = ROOT.children.get("resnet_backbone") or Registry(
+    "model", parent=ROOT, scope="resnet_backbone", locations=[__name__]
+)
 for _cls in (*OVERRIDES, *ADDITIONS):
-    MODELS.register_module(module=_cls)
-
-MODELS.register_module(module=SELayer)
+    MODELS.register_module(module=_cls, force=True)
+MODELS.register_module(module=SELayer, force=True)
 for _name, _layer in OWN_TYPES.items():
-    MODELS.register_module(name=_name, module=_layer)
+    MODELS.register_module(name=_name, module=_layer, force=True)
 
 # Layers are found from any scope in mmengine's root, where mmcv's are. mmcv's own deformable convolutions come in when
 # the first is built, since importing its operators takes a while.
-if "SELayer" not in ROOT.module_dict:
-    ROOT.register_module(module=SELayer)
+if may_register("SELayer", ROOT):
+    ROOT.register_module(module=SELayer, force=True)
 if not has_compiled_mmcv():
     register_deform_convs()
 
