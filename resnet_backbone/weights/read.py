@@ -249,6 +249,8 @@ class _Reader:
             raise CheckpointError(
                 "needs the safetensors package: pip install 'resnet_backbone[hub]' (or pip install safetensors)"
             ) from error
+        if not os.fsencode(self.path).decode("utf-8", "replace") == str(self.path):
+            raise CheckpointError("has a name that is not UTF-8, which safetensors cannot open: rename it")
         content: dict[str, Any] = {}
         with safe_open(self.path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 - no mapping
@@ -302,7 +304,7 @@ def containers(checkpoint: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
 
     Yields:
         For each dict that holds tensors or arrays, at any depth: the keys that lead to it, joined by dots, and its
-        tensors. Optimizer states are left out.
+        tensors. Keys that could not be shown are escaped. Optimizer states are left out.
     """
     yield from _containers(checkpoint, "", 0, set())
 
@@ -312,13 +314,12 @@ def _containers(node: Any, path: str, depth: int, seen: set[int]) -> Iterator[tu
     if not isinstance(node, Mapping) or depth > 4 or id(node) in seen:
         return
     seen.add(id(node))
-    tensors = {
-        key: tensor for key, value in node.items() if isinstance(key, str) and (tensor := _tensor(value)) is not None
-    }
+    named = [(printable(key, 1000), value) for key, value in node.items() if isinstance(key, str)]
+    tensors = {key: tensor for key, value in named if (tensor := _tensor(value)) is not None}
     if tensors:
         yield path, tensors
-    for key, value in node.items():
-        if isinstance(key, str) and not key.startswith("optim"):
+    for key, value in named:
+        if not key.startswith("optim"):
             yield from _containers(value, f"{path}.{key}" if path else key, depth + 1, seen)
 
 

@@ -65,6 +65,9 @@ class Persistent:
         self.id = id
 
 
+_ALLOWANCE = 100_000_000
+
+
 class Budget:
     """The memory that reading a file may take: twice the file's size and 100 MB.
 
@@ -73,7 +76,7 @@ class Budget:
     """
 
     def __init__(self, size: int) -> None:
-        self.left = 2 * size + 100_000_000
+        self.left = 2 * size + _ALLOWANCE
 
     def spend(self, amount: int) -> None:
         """Count an allocation.
@@ -91,6 +94,8 @@ class Budget:
 
 def printable(text: str, most: int = 200) -> str:
     """Return a string from a file as it can be shown: escaped, and cut where it is long."""
+    if len(text) <= most and text.isprintable():
+        return text
     text = text if len(text) <= most else f"{text[:most]}..."
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
@@ -175,7 +180,7 @@ class Parser:
         return data
 
     def number(self, width: int, signed: bool = False) -> int:
-        """Return the next bytes as an integer."""
+        """Return the next few bytes as an integer."""
         data = self.file.read(width)
         if len(data) != width:
             raise CheckpointError("ends too early")
@@ -322,6 +327,10 @@ def _old_text(data: bytes) -> str:
     return data.decode("latin1")
 
 
+def _long(data: bytes) -> int:
+    return int.from_bytes(data, "little", signed=True)
+
+
 def _decimal(line: bytes) -> int:
     if len(line) > 4000:
         raise CheckpointError("has an integer of more than 4,000 digits")
@@ -362,8 +371,8 @@ _INSTRUCTIONS: dict[bytes, tuple[int, Callable[[Parser], Any]]] = {
     pickle.BININT: (40, lambda p: p.push(p.number(4, signed=True))),
     pickle.BININT1: (16, lambda p: p.push(p.number(1))),
     pickle.BININT2: (40, lambda p: p.push(p.number(2))),
-    pickle.LONG1: (16, lambda p: p.push_sized(p.number(p.number(1), signed=True))),
-    pickle.LONG4: (16, lambda p: p.push_sized(p.number(p.number(4), signed=True))),
+    pickle.LONG1: (16, lambda p: p.push_sized(_long(p.take(p.number(1))))),
+    pickle.LONG4: (16, lambda p: p.push_sized(_long(p.take(p.number(4))))),
     pickle.BINFLOAT: (40, lambda p: p.push(struct.unpack(">d", p.take(8))[0])),
     pickle.INT: (16, lambda p: p.push_sized(_decimal(p.line()))),
     pickle.LONG: (16, lambda p: p.push_sized(_decimal(p.line()))),

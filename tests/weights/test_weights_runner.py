@@ -12,7 +12,7 @@ from mmengine.runner import CheckpointLoader, load_checkpoint
 
 from resnet_backbone.integrations.mmdet import runner_files
 from resnet_backbone.integrations.mmdet.runner_files import read_runner_file, read_runner_files
-from resnet_backbone.weights.errors import UnsafeCheckpointError
+from resnet_backbone.weights.errors import CheckpointError, UnsafeCheckpointError
 
 
 @pytest.fixture
@@ -99,6 +99,59 @@ def test_refuses_by_name_what_the_runner_does_not_save(tmp_path, checkpoint, val
     with pytest.raises(UnsafeCheckpointError, match=f"iter_3.pth.*{names}.*TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
         read_runner_file(path)
     assert "hostile" not in capsys.readouterr().out
+
+
+class Log:
+    """A HistoryBuffer's pickle with a state of our choice."""
+
+    def __init__(self, **state):
+        self.state = dict(_log_history=np.ones(2), _count_history=np.ones(2), max_length=10) | state
+
+    def __reduce__(self):
+        return HistoryBuffer, (), self.state
+
+
+def test_a_log_changes_nothing_but_itself(tmp_path):
+    path = tmp_path / "iter_3.pth"
+    before = dict(HistoryBuffer._statistics_methods), dict(vars(HistoryBuffer))
+    methods = {"mean": HistoryBuffer.min, "current": HistoryBuffer.max, "more": HistoryBuffer.mean}
+    torch.save(Log(statistics_methods=methods, update=1, _statistics_methods={}, __class__=1), path)
+    log = read_runner_file(path)
+    assert type(log) is HistoryBuffer
+    assert vars(log).keys() == {"_log_history", "_count_history", "max_length"}
+    assert (log.max_length, log.mean()) == (10, 1)
+    assert (HistoryBuffer._statistics_methods, dict(vars(HistoryBuffer))) == before
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        dict(_log_history=[1.0, 2.0]),
+        dict(_log_history=np.ones(3)),
+        dict(_count_history=np.ones((2, 1))),
+        dict(_log_history=np.array([None, 1])),
+        dict(max_length="10"),
+    ],
+)
+def test_a_log_that_is_not_one_is_refused(state, tmp_path):
+    torch.save(Log(**state), tmp_path / "iter_3.pth")
+    with pytest.raises(CheckpointError, match="log"):
+        read_runner_file(tmp_path / "iter_3.pth")
+
+
+def test_logs_are_read_bit_for_bit(tmp_path, checkpoint):
+    path = tmp_path / "iter_3.pth"
+    torch.save(checkpoint, path)
+    ours = read_runner_file(path)
+    theirs = torch.load(path, weights_only=False)
+    assert ours["state_dict"]._metadata == theirs["state_dict"]._metadata
+    for log, expected in zip(
+        ours["message_hub"]["log_scalars"].values(), theirs["message_hub"]["log_scalars"].values(), strict=True
+    ):
+        assert vars(log).keys() == vars(expected).keys()
+        for values, other in zip(log.data, expected.data, strict=True):
+            assert values.dtype == other.dtype
+            assert values.tobytes() == other.tobytes()
 
 
 def test_plain_pickle_is_no_way_round(tmp_path):

@@ -62,8 +62,9 @@ def read_runner_file(path: Path, map_location: Any = None) -> Any:
 def _history_buffer(builder: Builder, state: Any) -> HistoryBuffer:
     """Make a log of its numbers. The file's own ``statistics_methods`` would change a table of the class."""
     logs, counts, length = (state[key] for key in ("_log_history", "_count_history", "max_length"))
-    if not all(isinstance(values, np.ndarray) and values.ndim == 1 for values in (logs, counts)):
-        raise CheckpointError("holds a log that is not an array of numbers")
+    for values in (logs, counts):
+        if not isinstance(values, np.ndarray) or values.ndim != 1 or values.dtype.kind not in "biuf":
+            raise CheckpointError("holds a log that is not an array of numbers")
     if len(logs) != len(counts) or type(length) is not int:
         raise CheckpointError("holds a log whose counts do not belong to it")
     buffer = HistoryBuffer(max_length=length)
