@@ -112,7 +112,7 @@ def _exact_levels(settings: Settings, builders: Mapping[str, Builder]) -> list[T
 
 def _levels(row: Row, image: Tensor, settings: Settings) -> list[Tensor]:
     # In the mode in which the row is timed: another one would be compiled for itself.
-    with nullcontext() if settings.train else torch.inference_mode():
+    with row.context(), nullcontext() if settings.train else torch.inference_mode():
         return [level.detach().float() for level in row.forward(image)]
 
 
@@ -128,11 +128,12 @@ def _step(row: Row, image: Tensor, settings: Settings) -> Callable[[], object]:
             return row.forward(image)
 
     def train() -> object:
+        with row.context():
+            # Frozen stages' levels need no gradient.
+            levels = [level for level in row.forward(image) if level.requires_grad]
+            torch.autograd.backward(levels, [torch.ones_like(level) for level in levels])
         if row.model is not None:
             row.model.zero_grad(set_to_none=True)
-        # Frozen stages' levels need no gradient.
-        levels = [level for level in row.forward(image) if level.requires_grad]
-        torch.autograd.backward(levels, [torch.ones_like(level) for level in levels])
         return levels
 
     return train if settings.train else infer

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -42,6 +43,7 @@ class Row:
         model: The module behind ``forward``, where there is one.
         tolerance: How far its levels may be from the exact path's, where the dtype does not say it.
         compiled: Whether ``torch.compile`` made ``forward``.
+        context: Entered for each step, its backward pass included.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Row:
     model: nn.Module | None = None
     tolerance: float | None = None
     compiled: bool = False
+    context: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 Builder = Callable[[Settings], Row]
@@ -69,8 +72,10 @@ def rows_for(settings: Settings) -> dict[str, Builder]:
             "folded, channels_last": _ours(fold_norm=True, channels_last=True),
             "folded, compiled": _ours(fold_norm=True, compiled=True),
             "folded, channels_last, compiled": _ours(fold_norm=True, channels_last=True, compiled=True),
+            "folded, channels_last, bf16 convolutions": _bf16_convolutions,
             **peers,
             "mmengine efficient_conv_bn_eval": _efficient_conv_bn_eval,
+            "inductor efficient_conv_bn_eval": _ours(compiled=True, options={"efficient_conv_bn_eval_fx_passes": True}),
         }
     return {
         BASELINE: _ours(),
@@ -118,11 +123,13 @@ def _architecture(settings: Settings) -> dict[str, int]:
     return dict(depth=int(found["depth_x"]), groups=int(found["groups"]), base_width=int(found["width"]))
 
 
-def _ours(*, deployed: bool = False, compiled: bool = False, **arguments: Any) -> Builder:
+def _ours(
+    *, deployed: bool = False, compiled: bool = False, options: dict[str, Any] | None = None, **arguments: Any
+) -> Builder:
     def build(settings: Settings) -> Row:
         backbone = reference(settings, **arguments)
         if not deployed:
-            return _row("", backbone, settings, compiled)
+            return _row("", backbone, settings, compiled, options)
         backbone.switch_to_deploy()
         if not settings.is_half:
             return _row("", backbone, settings, compiled)
@@ -145,8 +152,29 @@ def _int8(settings: Settings) -> Row:
     return Row("int8", model, model, tolerance=0.1)
 
 
-def _row(name: str, model: nn.Module, settings: Settings, compiled: bool = False) -> Row:
-    forward = _compile(model, settings) if compiled else model
+def _bf16_convolutions(settings: Settings) -> Row:
+    """A network in fp32 whose convolutions oneDNN computes in bf16: PyTorch's global setting, as the user makes it."""
+    convolutions: Any = getattr(torch.backends.mkldnn, "conv", None)
+    if settings.device != "cpu" or settings.dtype != "fp32" or not hasattr(convolutions, "fp32_precision"):
+        raise UnavailableError("measured beside fp32 on CPUs alone, with torch 2.9 or newer")
+
+    @contextmanager
+    def in_bf16() -> Iterator[None]:
+        before = convolutions.fp32_precision
+        convolutions.fp32_precision = "bf16"
+        try:
+            yield
+        finally:
+            convolutions.fp32_precision = before
+
+    model = reference(settings, fold_norm=True, channels_last=True)
+    return Row("", model, model, tolerance=5e-2, context=in_bf16)
+
+
+def _row(
+    name: str, model: nn.Module, settings: Settings, compiled: bool = False, options: dict[str, Any] | None = None
+) -> Row:
+    forward = _compile(model, settings, options) if compiled else model
 
     def run(x: Tensor) -> Levels:
         with settings.autocast():
@@ -156,9 +184,9 @@ def _row(name: str, model: nn.Module, settings: Settings, compiled: bool = False
     return Row(name, run, model, compiled=compiled)
 
 
-def _compile(model: nn.Module, settings: Settings) -> Callable[[Tensor], Levels]:
+def _compile(model: nn.Module, settings: Settings, options: dict[str, Any] | None = None) -> Callable[[Tensor], Levels]:
     """Compile; for inference as ``ResNet.compile`` does after deployment, whatever the network: to be fair to each."""
-    compiled = torch.compile(model, fullgraph=True)
+    compiled = torch.compile(model, fullgraph=True, options=options)
     return compiled if settings.train else freeze_weights(compiled)
 
 
