@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ..errors import ArgumentError
 from ..version import __version__
 from ..weights import CheckpointError
+from ..weights.safe_pickle import printable
 
 __all__ = ["main"]
 
@@ -26,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.run(arguments))
     except (ValueError, OSError, ImportError, CheckpointError) as error:
-        print(f"resnet-backbone {arguments.command}: {error}", file=sys.stderr)
+        # Names and paths may hold what would control the terminal.
+        reason = "\n".join(printable(line, 10_000) for line in str(error).splitlines())
+        print(f"resnet-backbone {arguments.command}: {reason}", file=sys.stderr)
         return 1
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,12 @@ from ..integrations.mmdet.configs import load_backbone_cfg
 from ..integrations.mmdet.registry import build_backbone
 from ..version import __version__
 from ..weights.checkpoint import find_network, open_checkpoint
+from ..weights.download import sha256_of, without_credentials
 from ..weights.errors import CheckpointError
 from ..weights.load import load_pretrained
 from ..weights.match import SourceNetwork
 from ..weights.report import LoadReport
+from ..weights.sources import resolve
 from ..weights.zoo import NAMED
 
 __all__ = ["backbone_for", "convert", "show_report", "table_text"]
@@ -27,7 +28,7 @@ __all__ = ["backbone_for", "convert", "show_report", "table_text"]
 def table_text() -> str:
     """The table of named weights, as text."""
     meaning = {"SAME": "same weights", "RETRAINED": "another training", "NONE": "another network"}
-    lines = ["open-mmlab:// names, and where their weights can be had. None is verified tensor by tensor.", ""]
+    lines = ["open-mmlab:// names, and where their weights can be had. None of them is verified tensor by tensor.", ""]
     for relation, title in meaning.items():
         lines.append(f"{title}:")
         for entry in (entry for entry in NAMED if entry.relation == relation):
@@ -43,14 +44,14 @@ def table_text() -> str:
 
 
 def show_report(source: str, config: str | None, depth: int | None, prefix: str | None, strict: bool = True) -> str:
-    """Say how a checkpoint would fit, without changing anything.
+    """Say how a checkpoint would load, without changing anything.
 
     Args:
         source: The checkpoint.
         config: A config file with a backbone to try it on.
         depth: The depth of a ResNet to try it on; without either, the network that the file holds.
         prefix: What precedes the network's names in the file.
-        strict: Whether to refuse what does not fit.
+        strict: Whether to refuse what does not match.
 
     Raises:
         ArgumentError: It would not load.
@@ -90,7 +91,9 @@ def convert(source: str, out: str, config: str | None, depth: int | None, prefix
     try:
         _save(state, provenance, part, target.suffix)
         part.replace(target)
-    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where the disk is full or read-only
+    except ArgumentError:
+        raise
+    except Exception as error:  # where the disk is full, torch and safetensors have exceptions of their own
         raise ArgumentError(f"OUT {out!r} cannot be written: {error}") from error
     finally:
         part.unlink(missing_ok=True)
@@ -110,12 +113,12 @@ def _save(state: dict[str, torch.Tensor], provenance: dict[str, Any], path: Path
 
 def _provenance(source: str, report: LoadReport) -> dict[str, Any]:
     """Where the weights came from and what they want, in plain types."""
-    path = open_checkpoint(source, progress=False)[0].path
+    path = resolve(source, progress=False).path
     return {
         "version": __version__,
-        "source": report.source,
+        "source": without_credentials(report.source),
         "origin": report.origin,
-        "sha256": None if path is None else hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": sha256_of(path) if path is not None and path.is_file() else None,
         "format": report.format,
         "network": report.network,
         "style": report.style,

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from .architecture import other_network
+from .download import cache_dir
 from .errors import CheckpointError, MismatchError
 from .match import SourceNetwork, match_state_dict, read_network
 from .names import PrefixMatch, find_prefixes, strip_wrappers
-from .read import containers, read_file
+from .read import containers
+from .shards import read_checkpoint
 from .sources import ResolvedSource, resolve
 
 __all__ = ["FoundNetwork", "find_network", "open_checkpoint"]
@@ -70,7 +72,14 @@ def open_checkpoint(
         Where it was found, and what it holds.
     """
     resolved = resolve(source, sha256, progress, map_location)
-    return resolved, resolved.content if resolved.path is None else read_file(resolved.path, map_location)
+    if resolved.path is None:
+        return resolved, resolved.content
+    try:
+        return resolved, read_checkpoint(resolved.path, map_location)
+    except CheckpointError as error:
+        if cache_dir() not in resolved.path.parents:
+            raise
+        raise type(error)(f"{error}. Delete {resolved.path} to download it again") from error
 
 
 def find_network(checkpoint: Any, prefix: str | None, origin: str, backbone: nn.Module | None = None) -> FoundNetwork:

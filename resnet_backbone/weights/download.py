@@ -25,7 +25,7 @@ from ..version import __version__
 from .errors import CheckpointError, DownloadError
 from .read import looks_like_html
 
-__all__ = ["cache_dir", "cached_path", "fetch", "hash_in_name", "matches_hash", "without_credentials"]
+__all__ = ["cache_dir", "cached_path", "fetch", "hash_in_name", "matches_hash", "sha256_of", "without_credentials"]
 
 ATTEMPTS = 4
 TIMEOUT = 30.0
@@ -81,13 +81,18 @@ def cached_path(url: str) -> Path:
     return cache_dir() / name
 
 
-def matches_hash(path: Path, expected: str) -> bool:
-    """Whether a file's SHA-256 begins with ``expected``."""
+def sha256_of(path: Path) -> str:
+    """Return a file's SHA-256."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
-    return digest.hexdigest().startswith(expected.lower())
+    return digest.hexdigest()
+
+
+def matches_hash(path: Path, expected: str) -> bool:
+    """Whether a file's SHA-256 begins with ``expected``."""
+    return sha256_of(path).startswith(expected.lower())
 
 
 def without_credentials(url: str) -> str:

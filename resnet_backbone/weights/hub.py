@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .errors import CheckpointError, CheckpointNotFoundError, DownloadError
 from .preprocessing import Preprocessing
+from .shards import INDEX_NAMES, is_index, shard_names
 
 __all__ = ["fetch_from_hub", "timm_repository"]
 
@@ -56,8 +57,7 @@ def fetch_from_hub(repository: str, file: str | None) -> tuple[Path, Preprocessi
         DownloadError: The file could not be fetched.
     """
     try:
-        from huggingface_hub import HfApi, hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+        from huggingface_hub import errors
     except ImportError as error:
         raise CheckpointError(
             f"{repository} lies on the Hugging Face hub, which needs the hub extra: pip install 'resnet_backbone[hub]'"
@@ -65,33 +65,44 @@ def fetch_from_hub(repository: str, file: str | None) -> tuple[Path, Preprocessi
     repository, _, revision = repository.partition("@")
     where: dict[str, Any] = {"repo_id": repository, "revision": revision or None}
     try:
-        if file is not None:
-            path = Path(hf_hub_download(filename=file, **where))
-        else:
-            try:
-                path = Path(hf_hub_download(filename=_USUAL_NAME, **where))
-            except LocalEntryNotFoundError:
-                raise
-            except EntryNotFoundError:
-                file = _choose(repository, HfApi().list_repo_files(**where))
-                path = Path(hf_hub_download(filename=file, **where))
-    except LocalEntryNotFoundError as error:
+        path = _download(file, where)
+    except errors.LocalEntryNotFoundError as error:
         raise DownloadError(
-            f"{file or _USUAL_NAME} of {repository} cannot be fetched from the hub: {_brief(error)}"
+            f"{file or _USUAL_NAME} of {repository} cannot be downloaded from the hub: {_brief(error)}"
         ) from error
-    except (RepositoryNotFoundError, EntryNotFoundError) as error:
+    except (errors.RepositoryNotFoundError, errors.EntryNotFoundError) as error:
         raise CheckpointNotFoundError(f"the hub has no {file or 'weights'} in {repository}: {_brief(error)}") from error
     except CheckpointError:
         raise
     except Exception as error:  # the client's transport changed from version to version, and its errors too
-        raise DownloadError(f"{repository} cannot be fetched from the hub: {_brief(error)}") from error
+        raise DownloadError(f"{repository} cannot be downloaded from the hub: {_brief(error)}") from error
     return path, _timm_preprocessing(where)
+
+
+def _download(file: str | None, where: dict[str, Any]) -> Path:
+    """Download a file, or the one that holds a repository's weights; with an index, the shards that it lists."""
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    if file is None:
+        try:
+            return Path(hf_hub_download(filename=_USUAL_NAME, **where))
+        except LocalEntryNotFoundError:
+            raise
+        except EntryNotFoundError:
+            file = _choose(where["repo_id"], HfApi().list_repo_files(**where))
+    path = Path(hf_hub_download(filename=file, **where))
+    if is_index(path.name):
+        for name in shard_names(path):
+            hf_hub_download(filename=str(PurePosixPath(file).with_name(name)), **where)
+    return path
 
 
 def _choose(repository: str, files: list[str]) -> str:
     """Choose the file that holds a repository's weights."""
-    if "pytorch_model.bin" in files:
-        return "pytorch_model.bin"
+    for name in ("pytorch_model.bin", *INDEX_NAMES):
+        if name in files:
+            return name
     candidates = [name for name in files if name.endswith(_SUFFIXES)]
     if len(candidates) == 1:
         return candidates[0]

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from .preprocessing import Preprocessing
+from .safe_pickle import printable
 
 __all__ = ["LoadReport", "group"]
 
@@ -61,7 +62,9 @@ class LoadReport:
 
     def summary(self) -> str:
         """The report in one line."""
-        return f"{len(self.loaded)} tensors of a {self.network} ({self.format} names) from {self.origin}"
+        return printable(
+            f"{len(self.loaded)} tensors of a {self.network} ({self.format} names) from {self.origin}", 10_000
+        )
 
     def __str__(self) -> str:
         lines = [f"{self.network} from {self.origin}", f"  names       {self.format}{self._prefix()}"]
@@ -84,7 +87,8 @@ class LoadReport:
             lines.append(f"  shape       {name}: {theirs_shape} in the file, {ours_shape} in the backbone")
         lines.append(f"  images      {self._images()}")
         lines += [f"  warning     {warning}" for warning in self.warnings]
-        return "\n".join(lines)
+        # Names and paths may hold what would control a terminal, or what cannot be encoded.
+        return "\n".join(printable(line, 10_000) for line in lines)
 
     def _images(self) -> str:
         if self.preprocessing is None:

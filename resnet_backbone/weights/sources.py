@@ -1,17 +1,19 @@
 """Resolve a source, as users write it, to a file on this machine.
 
-A source is a path, an http or https URL, ``torchvision://``, ``timm://``, ``hf://``, ``open-mmlab://``, or anything
-that mmengine has a loader for.
+A source is a path, an http or https URL, ``torchvision://``, ``timm://``, ``hf://``, ``detectron2://``,
+``open-mmlab://``, or anything that mmengine has a loader for.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmengine.fileio import get_file_backend
 from mmengine.runner.checkpoint import CheckpointLoader, get_external_models, get_mmcls_models
 
 from ..errors import ArgumentError, ArgumentTypeError, UnknownNameError, did_you_mean
@@ -21,6 +23,7 @@ from .errors import CheckpointError, CheckpointNotFoundError, DownloadError
 from .hub import fetch_from_hub, timm_repository
 from .preprocessing import IMAGENET_RGB, Preprocessing
 from .read import read_file
+from .shards import is_index
 
 __all__ = ["ResolvedSource", "resolve"]
 
@@ -79,21 +82,69 @@ def resolve(
     scheme, separator, rest = text.partition("://")
     if separator and scheme in _SCHEMES:
         resolved = _SCHEMES[scheme](rest, options)
-    elif CheckpointLoader._get_checkpoint_loader(text) is not CheckpointLoader._schemes[""]:
-        content = CheckpointLoader.load_checkpoint(text, map_location)
-        return ResolvedSource(None, f"{text}, by mmengine", content=content)
+    elif (loader := CheckpointLoader._get_checkpoint_loader(text)) is not CheckpointLoader._schemes[""]:
+        return _by_mmengine(text, loader, options)
     elif separator and not os.path.exists(text):
         raise ArgumentError(f"source {text!r} has an unknown scheme; known: {', '.join(f'{s}://' for s in _SCHEMES)}")
     else:
         resolved = _local(text)
-    if sha256 is not None and resolved.path is not None and resolved.path.is_file():
+    if sha256 is not None and resolved.path is not None:
         _check_hash(resolved.path, sha256)
     return resolved
 
 
 def _check_hash(path: Path, sha256: str) -> None:
-    if not matches_hash(path, sha256):
+    if os.path.isdir(path) or is_index(path.name):
+        raise ArgumentError(f"sha256 is for one file, and {path} is several: got sha256={sha256!r}")
+    # What is not a regular file, or does not exist, is refused when it is read.
+    try:
+        good = not os.path.isfile(path) or matches_hash(path, sha256)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror or error})") from error
+    if not good:
         raise CheckpointError(f"{path} is not the file that was asked for: its SHA-256 does not begin with {sha256}")
+
+
+def _by_mmengine(text: str, loader: Callable[..., Any], options: _Options) -> ResolvedSource:
+    """Load what mmengine has a loader for.
+
+    Of mmengine's own loaders, which would read the file with torch.load, only the way to the file is taken; a loader
+    that the user registered returns the content.
+    """
+    origin = f"{without_credentials(text)}, by mmengine"
+    download = _MMENGINE_DOWNLOADS.get(getattr(loader, "__name__", "")) if loader.__module__ == _MMENGINE else None
+    if download is None:
+        if options.sha256 is not None:
+            raise ArgumentError(f"sha256 cannot be checked: the loader of {text!r} returns no file")
+        return ResolvedSource(None, origin, content=loader(text, map_location=options.map_location))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / (Path(text).name or "checkpoint")
+        try:
+            download(text, path)
+        except ImportError as error:
+            raise CheckpointError(f"{without_credentials(text)} needs a package that is missing: {error}") from error
+        except Exception as error:  # each client has errors of its own
+            raise DownloadError(f"{without_credentials(text)} cannot be downloaded: {error}") from error
+        if options.sha256 is not None:
+            _check_hash(path, options.sha256)
+        return ResolvedSource(None, origin, content=read_file(path, options.map_location))
+
+
+def _from_petrel(text: str, path: Path) -> None:
+    path.write_bytes(get_file_backend(text, backend_args={"backend": "petrel"}).get(text))
+
+
+def _from_pavi(text: str, path: Path) -> None:
+    from pavi import modelcloud  # type: ignore[import-not-found]
+
+    modelcloud.get(text.removeprefix("pavi://")).download(str(path))
+
+
+_MMENGINE = "mmengine.runner.checkpoint"
+_MMENGINE_DOWNLOADS: dict[str, Callable[[str, Path], None]] = {
+    "load_from_ceph": _from_petrel,
+    "load_from_pavi": _from_pavi,
+}
 
 
 def _local(text: str) -> ResolvedSource:
@@ -117,6 +168,10 @@ def _url(url: str, options: _Options) -> ResolvedSource:
     known = zoo.by_source(url)
     preprocessing, style = known if known is not None else (None, None)
     return ResolvedSource(_download(url, options), without_credentials(url), preprocessing, style)
+
+
+def _detectron2(name: str, options: _Options) -> ResolvedSource:
+    return _url(f"https://dl.fbaipublicfiles.com/detectron2/{name}", options)
 
 
 def _torchvision(name: str, options: _Options) -> ResolvedSource:
@@ -146,7 +201,7 @@ def _torchvision_url(name: str) -> str:
 
 def _timm(name: str, options: _Options) -> ResolvedSource:
     file, preprocessing = fetch_from_hub(timm_repository(name), None)
-    return ResolvedSource(file, f"timm://{name}", preprocessing or IMAGENET_RGB, "pytorch")
+    return ResolvedSource(file, f"timm://{name}", preprocessing, "pytorch")
 
 
 def _hugging_face(name: str, options: _Options) -> ResolvedSource:
@@ -215,6 +270,7 @@ _SCHEMES: dict[str, Callable[[str, _Options], ResolvedSource]] = {
     "modelzoo": _torchvision,
     "timm": _timm,
     "hf": _hugging_face,
+    "detectron2": _detectron2,
     "open-mmlab": _open_mmlab,
     "openmmlab": _open_mmlab,
     "mmcls": _mmcls,

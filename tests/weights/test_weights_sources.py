@@ -1,6 +1,10 @@
 """Every kind of source, and the three roads to it."""
 
+import hashlib
 import json
+import os
+import pickle
+import resource
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,7 @@ import torchvision
 from mmengine.model import BaseModel, BaseModule
 from mmengine.model.weight_init import PretrainedInit as MMEnginePretrainedInit
 from mmengine.runner.checkpoint import CheckpointLoader
+from safetensors.torch import save_file
 
 from resnet_backbone import ResNet, build_backbone, load_pretrained
 from resnet_backbone.errors import ArgumentError
@@ -19,9 +24,11 @@ from resnet_backbone.weights import (
     CheckpointNotFoundError,
     DownloadError,
     MismatchError,
+    UnsafeCheckpointError,
     hub,
     sources,
 )
+from resnet_backbone.weights.download import cached_path
 from resnet_backbone.weights.read import read_file
 from resnet_backbone.weights.sources import resolve
 
@@ -156,7 +163,7 @@ def test_other_modules_are_initialised_as_mmengine_does(path, tmp_path, state):
     head = Head()
     head.init_weights()
     assert float(head.linear.weight[0, 0]) == 3
-    with pytest.raises(TypeError, match="strict, sha256 and progress are for"):
+    with pytest.raises(TypeError, match="strict, sha256, progress, input_channels are for"):
         Head(strict=False).init_weights()
 
 
@@ -386,6 +393,206 @@ def test_hub_is_an_extra(monkeypatch):
     assert hub.timm_repository("resnet50.a1_in1k") == "timm/resnet50.a1_in1k"
 
 
+# mmengine's loaders
+
+
+class Petrel:
+    """Stands in for the client of the object store."""
+
+    def __init__(self, content):
+        self.content = content
+
+    def get(self, uri):
+        assert uri.endswith("s3://bucket/model.pth")
+        return self.content
+
+
+@pytest.mark.parametrize("source", ["s3://bucket/model.pth", "cluster:s3://bucket/model.pth"])
+def test_object_store(source, path, state, monkeypatch):
+    content = Path(path).read_bytes()
+    monkeypatch.setattr(sources, "get_file_backend", lambda uri, backend_args: Petrel(content))
+    backbone = ResNet(depth=18, base_channels=8)
+    load_pretrained(backbone, source, sha256=hashlib.sha256(content).hexdigest())
+    assert holds(backbone, state)
+    with pytest.raises(CheckpointError, match="SHA-256 does not begin with 12345678"):
+        load_pretrained(backbone, source, sha256="12345678")
+
+
+class Calls:
+    def __reduce__(self):
+        return print, ("hostile",)
+
+
+def test_object_store_runs_no_code(monkeypatch, capsys):
+    monkeypatch.setattr(sources, "get_file_backend", lambda uri, backend_args: Petrel(pickle.dumps(Calls())))
+    with pytest.raises(UnsafeCheckpointError):
+        load_pretrained(ResNet(depth=18, base_channels=8), "s3://bucket/model.pth")
+    assert "hostile" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("source", ["s3://bucket/model.pth", "petrel://bucket/model.pth", "pavi://model.pth"])
+def test_missing_client_is_named(source):
+    with pytest.raises(CheckpointError, match=f"{source} needs a package that is missing"):
+        resolve(source)
+
+
+def test_client_that_fails(monkeypatch):
+    def refuse(uri, backend_args):
+        raise KeyError("credentials")
+
+    monkeypatch.setattr(sources, "get_file_backend", refuse)
+    with pytest.raises(DownloadError, match="credentials"):
+        resolve("s3://bucket/model.pth")
+
+
+def test_hash_that_a_users_loader_cannot_check(state, monkeypatch):
+    monkeypatch.setattr(CheckpointLoader, "_schemes", dict(CheckpointLoader._schemes))
+    CheckpointLoader.register_scheme("mine://", lambda filename, map_location: {"state_dict": state})
+    with pytest.raises(ArgumentError, match="sha256"):
+        load_pretrained(ResNet(depth=18, base_channels=8), "mine://bucket/model.pth", sha256="12345678")
+
+
+# Names, paths and caches
+
+
+@pytest.mark.parametrize(("name", "rgb"), [("MSRA/R-50.pkl", False), ("torchvision/R-50.pkl", True)])
+def test_detectron2(name, rgb, asked):
+    assert resolve(f"detectron2://ImageNetPretrained/{name}").preprocessing.bgr_to_rgb is rgb
+    assert asked == [f"https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/{name}"]
+
+
+@pytest.mark.parametrize("source", ["~nosuchuser/model.pth", "no\0thing.pth", b"no\xffthing.pth", "\x1b[2J.pth"])
+def test_paths_that_lead_nowhere(source, capsys):
+    with pytest.raises(CheckpointError):
+        load_pretrained(ResNet(depth=18, base_channels=8), os.fsdecode(source), sha256="12345678")
+    assert main(["weights", os.fsdecode(source)]) == 1
+    assert "\x1b" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", ["http://[", "https://[::1/model.pth"])
+def test_urls_that_are_none(source):
+    with pytest.raises(ArgumentError, match="is not a URL"):
+        resolve(source)
+
+
+@pytest.mark.parametrize("name", [b"mod\xe8le.pth", b"weights\x1b[2J.pth"])
+def test_names_of_files_are_shown_escaped(name, tmp_path, state, capsys):
+    path = os.fsdecode(os.path.join(os.fsencode(tmp_path), name))
+    with open(path, "wb") as file:
+        torch.save(state, file)
+    report = load_pretrained(ResNet(depth=18, base_channels=8), path)
+    assert report.loaded
+    assert str(report).isascii()
+    assert "\x1b" not in report.summary()
+    assert main(["weights", path]) == 0
+    capsys.readouterr()
+    for suffix in ("pth", "safetensors"):
+        assert main(["convert", path, str(tmp_path / f"out.{suffix}")]) == 0
+
+
+def test_unreadable_file(path, monkeypatch):
+    def forbidden(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(sources, "matches_hash", forbidden)
+    with pytest.raises(CheckpointError, match=r"model\.pth cannot be read \(Permission denied\)"):
+        load_pretrained(ResNet(depth=18, base_channels=8), path, sha256="12345678")
+
+
+def test_damaged_file_in_the_cache_is_named_for_deletion(hub_dir):
+    url = "https://example.com/model.pth"
+    cached = cached_path(url)
+    hub_dir.mkdir(parents=True)
+    cached.write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(CheckpointError, match=f"Delete {cached} to download it again"):
+        load_pretrained(ResNet(depth=18, base_channels=8), url)
+
+
+def test_downloads_that_no_hash_vouches_for_are_read_before_they_are_kept(monkeypatch):
+    checks = []
+    monkeypatch.setattr(sources, "fetch", lambda *_, check, **__: checks.append(check) or Path("x"))
+    resolve("https://example.com/model.pth")
+    assert checks == [read_file]
+
+
+# Several files
+
+
+def shards(folder, state, suffix):
+    names = list(state)
+    parts = {"model-1-of-2": names[:50], "model-2-of-2": names[50:]}
+    for part, keys in parts.items():
+        tensors = {key: state[key].contiguous() for key in keys}
+        if suffix == "safetensors":
+            save_file(tensors, folder / f"{part}.{suffix}", metadata={"format": "pt"})
+        else:
+            torch.save(tensors, folder / f"{part}.{suffix}")
+    name = "model.safetensors" if suffix == "safetensors" else "pytorch_model.bin"
+    index = folder / f"{name}.index.json"
+    index.write_text(
+        json.dumps({"weight_map": {key: f"{part}.{suffix}" for part, keys in parts.items() for key in keys}})
+    )
+    return index
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_all_shards_are_loaded(suffix, tmp_path, state):
+    index = shards(tmp_path, state, suffix)
+    for source in (index, tmp_path):
+        backbone = ResNet(depth=18, base_channels=8)
+        assert len(load_pretrained(backbone, source).loaded) == len(state)
+        assert torch.equal(backbone.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
+    with pytest.raises(ArgumentError, match="sha256"):
+        load_pretrained(backbone, index, sha256="12345678")
+    (tmp_path / f"model-2-of-2.{suffix}").unlink()
+    with pytest.raises(CheckpointNotFoundError, match="model-2-of-2"):
+        load_pretrained(backbone, index)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"weight_map": 3}',
+        '{"weight_map": {"a": 3}}',
+        "[" * 100_000,
+        '{"weight_map": {"a": "../x.bin"}}',
+    ]
+    + [f'{{"weight_map": {{"a": {json.dumps(name)}}}}}' for name in ("/etc/passwd", "..", "", "a\\b")],
+)
+def test_index_that_is_none(content, tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(content)
+    with pytest.raises(CheckpointError, match=r"index\.json"):
+        load_pretrained(ResNet(depth=18, base_channels=8), index)
+
+
+def test_folders(tmp_path, state):
+    with pytest.raises(CheckpointError, match=r"is a directory without model\.safetensors"):
+        load_pretrained(ResNet(depth=18, base_channels=8), tmp_path)
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    assert load_pretrained(ResNet(depth=18, base_channels=8), tmp_path).loaded
+
+
+def test_distributed_checkpoint_is_named(tmp_path, state):
+    import torch.distributed.checkpoint as dcp
+
+    dcp.save(state, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    with pytest.raises(CheckpointError, match=r"dcp_to_torch .*dcp FILE"):
+        load_pretrained(ResNet(depth=18, base_channels=8), tmp_path / "dcp")
+
+
+def test_hub_repository_of_shards(repository, tmp_path, state):
+    calls = repository("model-1-of-2.safetensors")
+    repository("model-2-of-2.safetensors")
+    repository("model.safetensors.index.json", {"weight_map": {}})
+    shards(tmp_path, state, "safetensors")
+    assert load_pretrained(ResNet(depth=18, base_channels=8), "hf://org/repo").loaded
+    assert {name for _, _, name in calls} >= {"model-1-of-2.safetensors", "model-2-of-2.safetensors"}
+
+
 # The command
 
 
@@ -457,6 +664,28 @@ def test_convert_refuses(path, tmp_path, capsys):
     assert main(["convert", str(tmp_path / "x.pth"), str(tmp_path / "out.pth")]) == 1
     assert "ResNeXt-50 32x4d: give the config of its backbone with --config" in capsys.readouterr().err
     assert not (tmp_path / "out.pth").exists()
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_convert_writes_no_tokens(suffix, path, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sources, "fetch", lambda *_, **__: Path(path))
+    out = tmp_path / f"out.{suffix}"
+    assert main(["convert", "https://user:secret@example.com/model.pth?token=secret#secret", str(out)]) == 0
+    assert b"secret" not in out.read_bytes()
+    assert b"example.com/model.pth" in out.read_bytes()
+    assert "secret" not in capsys.readouterr().out
+
+
+def test_convert_on_a_full_disk(path, tmp_path, capsys):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        for suffix in ("pth", "safetensors"):
+            assert main(["convert", path, str(tmp_path / f"out.{suffix}")]) == 1
+            assert f"out.{suffix}' cannot be written" in capsys.readouterr().err
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_convert_says_what_is_wrong_with_out(path, tmp_path, capsys, monkeypatch):

@@ -19,22 +19,26 @@ from torch import nn
 from ...errors import ArgumentTypeError
 from ...resnet import ResNet
 from ...weights.load import load_pretrained
+from ...weights.match import InputChannels
 from ...weights.zoo import is_named
 
 __all__ = ["PretrainedInit"]
 
+_DEFAULTS: dict[str, Any] = {"strict": True, "sha256": None, "progress": True, "input_channels": "repeat"}
+
 
 @WEIGHT_INITIALIZERS.register_module(name="Pretrained", force=True)
 class PretrainedInit(MMEnginePretrainedInit):
-    """Initialise a module from a checkpoint, with ``load_pretrained`` or, where it is none of ours, as mmengine does.
+    """Initialise a module from a checkpoint, with ``load_pretrained`` or, for any other module, as mmengine does.
 
     Args:
         checkpoint: The source: see ``load_pretrained``.
         prefix: What precedes the network's names in the file; ``None`` finds it.
         map_location: Where the file's tensors are read to.
-        strict: For a ResNet: refuse a file that does not fit.
+        strict: For a ResNet: refuse a file that does not match.
         sha256: For a ResNet: the file's SHA-256, or its beginning.
         progress: For a ResNet: whether to show a progress bar while downloading.
+        input_channels: For a ResNet: the first convolution's weights where ``in_channels`` is not the file's.
     """
 
     def __init__(
@@ -45,9 +49,15 @@ class PretrainedInit(MMEnginePretrainedInit):
         strict: bool = True,
         sha256: str | None = None,
         progress: bool = True,
+        input_channels: InputChannels = "repeat",
     ) -> None:
         super().__init__(checkpoint, prefix, map_location)  # type: ignore[no-untyped-call]
-        self.options: dict[str, Any] = {"strict": strict, "sha256": sha256, "progress": progress}
+        self.options: dict[str, Any] = {
+            "strict": strict,
+            "sha256": sha256,
+            "progress": progress,
+            "input_channels": input_channels,
+        }
 
     def __call__(self, module: nn.Module) -> None:
         """Load the checkpoint.
@@ -56,9 +66,9 @@ class PretrainedInit(MMEnginePretrainedInit):
             module: The module to initialise.
         """
         if not isinstance(module, ResNet) and not is_named(self.checkpoint):
-            if self.options != {"strict": True, "sha256": None, "progress": True}:
+            if self.options != _DEFAULTS:
                 raise ArgumentTypeError(
-                    f"init_cfg of {type(module).__name__}: strict, sha256 and progress are for this package's ResNets"
+                    f"init_cfg of {type(module).__name__}: {', '.join(_DEFAULTS)} are for this package's ResNets"
                 )
             super().__call__(module)  # type: ignore[no-untyped-call]
             return
