@@ -7,6 +7,7 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from .errors import ArgumentError, ArgumentTypeError, check_channels, is_int
@@ -18,24 +19,28 @@ __all__ = [
     "check_block_arguments",
     "check_block_plugins",
     "check_flag",
+    "check_frozen_stages",
     "check_multi_grid",
     "check_per_stage",
+    "check_stage_indices",
     "check_stage_mask",
 ]
 
 _FLAGS = (
     *("deep_stem", "avg_down", "norm_eval", "zero_init_residual", "fold_norm", "channels_last", "contract_dilation"),
-    "projection_shortcut",
+    *("projection_shortcut", "out_stem"),
 )
 # Set by the block, for a deformable convolution as for the convolution that it replaces.
 _SET_BY_BLOCK = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "bias")
 
 
-def check_arguments(backbone: Any) -> None:
+def check_arguments(backbone: Any, device: Any, dtype: Any) -> None:
     """Check the arguments of a ResNet, all but those that its blocks check.
 
     Args:
-        backbone: The ResNet, with its arguments as attributes, and ``stage_blocks`` for all stages of its depth.
+        backbone: The ResNet, with its other arguments as attributes, and ``stage_blocks`` for all stages of its depth.
+        device: Its argument ``device``.
+        dtype: Its argument ``dtype``.
 
     Raises:
         ArgumentError: An argument has a value that is not allowed.
@@ -52,11 +57,11 @@ def check_arguments(backbone: Any) -> None:
     check_channels("stem_channels", backbone.stem_channels, minimum=2 if backbone.deep_stem else 1)
     check_per_stage("strides", backbone.strides, num_stages)
     check_per_stage("dilations", backbone.dilations, num_stages)
-    _check_out_indices(backbone.out_indices, num_stages)
+    check_stage_indices("out_indices", backbone.out_indices, num_stages)
     if not is_int(backbone.stem_stride) or backbone.stem_stride not in (1, 2, 4):
         raise ArgumentError(f"stem_stride must be 1, 2 or 4, got {backbone.stem_stride!r}")
     _check_base_width(backbone._base_width, backbone)
-    _check_frozen_stages(backbone.frozen_stages, num_stages)
+    check_frozen_stages(backbone.frozen_stages, num_stages)
     if _is_sequence(backbone.with_cp):
         check_stage_mask("with_cp", backbone.with_cp, num_stages)
     else:
@@ -67,6 +72,12 @@ def check_arguments(backbone: Any) -> None:
             _check_dcn(backbone.dcn, backbone.conv_cfg)
     _check_stage_plugins(backbone.plugins, num_stages)
     _check_init_cfg(backbone.init_cfg)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ArgumentTypeError(f"dtype must be a floating-point dtype such as torch.float16, got {dtype!r}")
+    try:
+        torch.device("cpu" if device is None else device)
+    except (RuntimeError, TypeError) as error:
+        raise ArgumentError(f"device must be a device such as 'cpu', 'cuda:0' or 'meta', got {device!r}") from error
 
 
 def check_block_arguments(block: Any, dcn: Any) -> None:
@@ -137,19 +148,21 @@ def check_stage_mask(name: str, mask: Any, num_stages: int) -> None:
         raise ArgumentError(f"{name} must have one True or False per stage (num_stages={num_stages}), got {mask!r}")
 
 
-def _check_out_indices(out_indices: Any, num_stages: int) -> None:
+def check_stage_indices(name: str, indices: Any, num_stages: int) -> None:
+    """Check for distinct indices of stages, at least one."""
     allowed = f"distinct stage indices from 0 to {num_stages - 1}"
-    if not _is_sequence(out_indices):
-        raise ArgumentTypeError(f"out_indices must be a sequence of {allowed}, got {out_indices!r}")
-    if not out_indices:
-        raise ArgumentError(f"out_indices must not be empty: give {allowed}, got {out_indices!r}")
-    if not all(is_int(index) and 0 <= index < num_stages for index in out_indices):
-        raise ArgumentError(f"out_indices must be {allowed} (num_stages={num_stages}), got {out_indices!r}")
-    if len(set(out_indices)) != len(out_indices):
-        raise ArgumentError(f"out_indices must be {allowed}, got duplicates in {out_indices!r}")
+    if not _is_sequence(indices):
+        raise ArgumentTypeError(f"{name} must be a sequence of {allowed}, got {indices!r}")
+    if not indices:
+        raise ArgumentError(f"{name} must not be empty: give {allowed}, got {indices!r}")
+    if not all(is_int(index) and 0 <= index < num_stages for index in indices):
+        raise ArgumentError(f"{name} must be {allowed} (num_stages={num_stages}), got {indices!r}")
+    if len(set(indices)) != len(indices):
+        raise ArgumentError(f"{name} must be {allowed}, got duplicates in {indices!r}")
 
 
-def _check_frozen_stages(frozen_stages: Any, num_stages: int) -> None:
+def check_frozen_stages(frozen_stages: Any, num_stages: int) -> None:
+    """Check for an integer from -1 to ``num_stages``."""
     if not is_int(frozen_stages) or not -1 <= frozen_stages <= num_stages:
         raise ArgumentError(
             f"frozen_stages must be an integer from -1 (nothing frozen) to num_stages={num_stages} (0: the stem only), "

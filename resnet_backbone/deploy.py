@@ -165,6 +165,14 @@ class Deployed(nn.Module):
             raise DeployedError(CANNOT_TRAIN)
         return self
 
+    def freeze(self, stages: int) -> Self:
+        """Refuse to thaw; it is frozen whole.
+
+        Raises:
+            DeployedError: Always.
+        """
+        raise DeployedError(CANNOT_TRAIN)
+
     def _check_input(self, x: Any) -> None:
         super()._check_input(x)  # type: ignore[misc]
         if self.training and torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):

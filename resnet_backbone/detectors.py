@@ -18,7 +18,6 @@ from . import blocks
 from .arguments import check_flag, check_stage_mask
 from .errors import ArgumentError, ArgumentTypeError, UnknownNameError, check_channels
 from .layers.build import build_conv_layer
-from .layers.dimensions import memory_format
 from .layers.tracing import untyped_at_runtime
 from .resnet import FeatureInfo, ResNet
 
@@ -173,10 +172,7 @@ class DetectoRS_ResNet(ResNet):  # noqa: N801 - mmdet's name
         self.stage_with_sac = stage_with_sac
         self.rfp_inplanes = rfp_inplanes
         self._make_stages(None)
-        self._freeze_stages()
-        self._set_fold_norm(self.fold_norm)
-        if self.channels_last:
-            self.to(memory_format=memory_format(self.spatial_dims))
+        self._finish_construction(kwargs.get("device"), kwargs.get("dtype"))
 
     def _stage_options(self, index: int) -> Cfg:
         options = super()._stage_options(index)

@@ -1,15 +1,15 @@
 """Exceptions raised for wrong arguments, and the checks that several modules share.
 
-mmdet signals most wrong arguments with ``assert``, a few with ``KeyError`` or ``TypeError``. Code that catches
-those keeps working: every exception here is a ``ValueError`` and an ``AssertionError``, and the two subclasses
-add the type that mmdet (or Python) raises in their place.
+mmdet raises an ``AssertionError`` for most wrong arguments, a ``KeyError`` or a ``TypeError`` for a few. Code that
+catches those keeps working: an ``ArgumentError`` is a ``ValueError`` and an ``AssertionError``, and its two subclasses
+add what mmdet, or Python, raises in their place.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "check_channels",
     "did_you_mean",
     "is_int",
+    "is_number",
 ]
 
 
@@ -32,14 +33,14 @@ class ArgumentTypeError(ArgumentError, TypeError):
 
 
 class UnknownNameError(ArgumentError, KeyError):
-    """A name (a depth, a layer type, a plugin type) that nothing is registered under."""
+    """Nothing is registered under a name: a depth, a layer type, a plugin type."""
 
-    # KeyError prints the repr of its message, which turns a sentence into an escaped string.
+    # KeyError prints the repr of its message.
     __str__ = Exception.__str__
 
 
 class DeployedError(RuntimeError):
-    """A deployed backbone was asked for what needs the layers that ``switch_to_deploy`` has folded away."""
+    """A deployed backbone was asked to train, or for another thing that needs its batch norms."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -58,8 +59,13 @@ def is_int(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def is_number(value: Any) -> bool:
+    """Whether ``value`` is a real number (numpy's too); ``True`` and ``False`` are not."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def check_channels(name: str, value: Any, minimum: int = 1) -> None:
-    """Refuse a channel count below ``minimum``.
+    """Check that a number of channels is an integer of at least ``minimum``.
 
     Args:
         name: The argument's name, for the message.
@@ -67,7 +73,7 @@ def check_channels(name: str, value: Any, minimum: int = 1) -> None:
         minimum: The smallest count allowed.
 
     Raises:
-        ArgumentError: ``value`` is no integer, or is below ``minimum``.
+        ArgumentError: ``value`` is not an integer, or is below ``minimum``.
     """
     if not is_int(value) or value < minimum:
         raise ArgumentError(f"{name} must be an integer of at least {minimum}, got {value!r}")

@@ -139,6 +139,10 @@ class MultiScaleResNet1d(ResNet):
         _check_choice("fusion", fusion, FUSIONS)
         _check_choice("padding", padding, PADDINGS)
         _check_num_classes(num_classes, out_indices, padding)
+        if kwargs.get("out_stem"):
+            raise ArgumentError(
+                "out_stem must be False for MultiScaleResNet1d, whose levels are of its branches, got True"
+            )
         if spatial_dims_of(conv_cfg) != 1:
             raise ArgumentError(f"conv_cfg must be of one dimension, such as dict(type='Conv1d'), got {conv_cfg!r}")
         # Set before ResNet's constructor, which makes the stages; none of them is a module.

@@ -86,6 +86,7 @@ class ResLayer(Sequential):
         arguments[0] = {**arguments[0], **(first_block or {})}
         super().__init__(*(block(**of_one) for of_one in arguments))
         self.block = block
+        self.out_channels = outplanes
 
 
 def _projection(

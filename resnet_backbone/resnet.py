@@ -8,11 +8,11 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 import torch
 from mmengine.logging import MMLogger
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -22,6 +22,7 @@ from .arguments import check_arguments
 from .blocks import BasicBlock, Bottleneck
 from .deploy import deployed_class, fuse_conv_bn
 from .errors import ArgumentError, ArgumentTypeError, UnknownNameError, did_you_mean
+from .fine_tuning import FineTuning
 from .layers.build import build_conv_layer, build_norm_layer
 from .layers.conv_norm import conv_norm, conv_norm_sequence
 from .layers.ddp import mark_unused_for_ddp
@@ -36,12 +37,12 @@ Init = TypeVar("Init", bound=Callable[..., None])
 
 
 class FeatureInfo(NamedTuple):
-    """What one of a backbone's outputs is.
+    """Information on one of a backbone's outputs.
 
     Attributes:
-        module: Name of the stage that makes it, such as ``'layer2'``.
-        channels: Its number of channels.
-        reduction: How many pixels of the input, along an axis, one of its pixels stands for.
+        module: Name of the module that computes it, such as ``'layer2'``.
+        channels: Number of channels.
+        reduction: Stride relative to the input.
     """
 
     module: str
@@ -81,7 +82,7 @@ def names_misspelt(init: Init) -> Init:
     return cast(Init, checked)
 
 
-class ResNet(BaseModule):
+class ResNet(FineTuning):
     """ResNet (He et al., 2015, https://arxiv.org/abs/1512.03385, table 1), without its classifier.
 
     Args:
@@ -131,6 +132,10 @@ class ResNet(BaseModule):
         base_width: Number of channels of the first stage's 3x3 convolutions, which each further stage doubles; ``None``
             means ``base_channels``. 128 makes a Wide ResNet of depth 50 or 101 (Zagoruyko & Komodakis, 2016,
             https://arxiv.org/abs/1605.07146), as in torchvision.
+        out_stem: Return the stem's features before max pooling as the first level, of stride 2, for decoders such as
+            that of U-Net.
+        device: Device to build on; ``None`` means PyTorch's default.
+        dtype: Dtype of parameters and statistics; ``None`` means PyTorch's default.
         **unknown: No further argument exists; each is refused, with the nearest that does.
 
     Raises:
@@ -159,8 +164,8 @@ class ResNet(BaseModule):
     stem_stride: int = 4
     fold_norm: bool = False
     channels_last: bool = False
+    out_stem: bool = False
     deployed: bool = False
-    stage_blocks: Sequence[int]
     # What wrappers around layers hide later on: strides of the stem's layers, channels of the stages.
     _built_strides: Mapping[str, int] = {}
     _built_channels: Mapping[str, int] = {}
@@ -198,6 +203,9 @@ class ResNet(BaseModule):
         projection_shortcut: bool = False,
         stem_stride: int = 4,
         base_width: int | None = None,
+        out_stem: bool = False,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
         **unknown: Never,
     ) -> None:
         super().__init__(init_cfg)
@@ -232,16 +240,15 @@ class ResNet(BaseModule):
         self._base_width = base_width
         self.fold_norm = fold_norm
         self.channels_last = channels_last
-        check_arguments(self)
+        self.out_stem = out_stem
+        check_arguments(self, device, dtype)
         self.stage_blocks = self.stage_blocks[:num_stages]
 
         block_init_cfg = self._set_init_cfg(pretrained)
-        self._make_stem_layer(in_channels, self.stem_channels)
-        self._make_stages(block_init_cfg)
-        self._freeze_stages()
-        self._set_fold_norm(fold_norm)
-        if channels_last:
-            self.to(memory_format=memory_format(self.spatial_dims))
+        with nullcontext() if device is None else torch.device(device):
+            self._make_stem_layer(in_channels, self.stem_channels)
+            self._make_stages(block_init_cfg)
+        self._finish_construction(device, dtype)
 
     def _make_stages(self, block_init_cfg: Cfg | None) -> None:
         """Build the stages, or replace them."""
@@ -272,6 +279,15 @@ class ResNet(BaseModule):
         self.feat_dim = self.inplanes
         self._built_strides = {name: _stride_of(module, 1) for name, module in self._stem_modules().items()}
         self._built_channels = {name: channels_of(getattr(self, name)) for name in self.res_layers}
+
+    def _finish_construction(self, device: Any, dtype: torch.dtype | None) -> None:
+        """Apply the arguments that are about the modules as built; a subclass that replaces some calls it again."""
+        if device is not None or dtype is not None:
+            self.to(device=device, dtype=dtype)
+        self._freeze_stages()
+        self._set_fold_norm(self.fold_norm)
+        if self.channels_last:
+            self.to(memory_format=memory_format(self.spatial_dims))
 
     def _set_fold_norm(self, fold_norm: bool) -> None:
         # Set on the blocks rather than passed: those of a subclass need not have the argument.
@@ -394,9 +410,12 @@ class ResNet(BaseModule):
 
     @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        """What each tensor that ``forward`` returns is, in their order."""
-        reduction = self._stem_stride()
+        """Information on each tensor that ``forward`` returns, in their order."""
         infos = []
+        if self.out_stem:
+            name = "stem" if self.deep_stem else "relu"
+            infos.append(FeatureInfo(name, self.stem_channels, self._stem_stride(pooled=False)))
+        reduction = self._stem_stride()
         for index, (name, stride) in enumerate(zip(self.res_layers, self.strides)):
             reduction *= stride
             if index in self.out_indices:
@@ -418,10 +437,10 @@ class ResNet(BaseModule):
         others = {name: getattr(self, name, None) for name in ("conv1", "maxpool")}
         return modules | {name: module for name, module in others.items() if module is not None}
 
-    def _stem_stride(self) -> int:
-        """Stride of the stem as it is: a subclass may have another, or no max pooling."""
-        strides = self._built_strides
-        return math.prod(_stride_of(module, strides.get(name, 1)) for name, module in self._stem_modules().items())
+    def _stem_stride(self, pooled: bool = True) -> int:
+        """Stride of the stem, with its max pooling or before it: a subclass may have another stem."""
+        modules = {name: module for name, module in self._stem_modules().items() if pooled or name != "maxpool"}
+        return math.prod(_stride_of(module, self._built_strides.get(name, 1)) for name, module in modules.items())
 
     def _stage_channels(self, name: str) -> int:
         """Number of channels that a stage returns: as it is or, where a layer in a wrapper does not say, as built."""
@@ -438,8 +457,8 @@ class ResNet(BaseModule):
             x: Images of shape ``(N, in_channels, H, W)``.
 
         Returns:
-            For each of ``out_indices``, in ascending order, features of shape ``(N, C, H / stride, W / stride)``, sizes
-            rounded up; ``feature_info`` gives channels and strides.
+            Features of shape ``(N, C, H / stride, W / stride)``, sizes rounded up, of each of ``out_indices``, in
+            ascending order; with ``out_stem``, of the stem before them. ``feature_info`` has channels and strides.
 
         Raises:
             ArgumentError: ``x`` has another number of dimensions or channels, or no floating-point dtype.
@@ -447,9 +466,13 @@ class ResNet(BaseModule):
         self._check_input(x)
         if self.channels_last:
             x = x.contiguous(memory_format=memory_format(self.spatial_dims))
-        x = self._forward_stem(x)
-
         outs = []
+        if self.out_stem:
+            outs.append(self._stem_features(x))
+            x = self._pool(outs[0])
+        else:
+            x = self._forward_stem(x)
+
         last = max(self.out_indices)
         for index in range(last + 1):
             x = getattr(self, self.res_layers[index])(x)
@@ -459,10 +482,14 @@ class ResNet(BaseModule):
         return tuple(outs)
 
     def _forward_stem(self, x: Tensor) -> Tensor:
+        return self._pool(self._stem_features(x))
+
+    def _stem_features(self, x: Tensor) -> Tensor:
         if self.deep_stem:
-            x = conv_norm_sequence(self.stem, x, self.fold_norm)
-        else:
-            x = self.relu(conv_norm(self.conv1, self.norm1, x, self.fold_norm))
+            return conv_norm_sequence(self.stem, x, self.fold_norm)
+        return cast(Tensor, self.relu(conv_norm(self.conv1, self.norm1, x, self.fold_norm)))
+
+    def _pool(self, x: Tensor) -> Tensor:
         return x if self.maxpool is None else cast(Tensor, self.maxpool(x))
 
     def _check_input(self, x: Tensor) -> None:
@@ -496,19 +523,6 @@ class ResNet(BaseModule):
                 if isinstance(module, _BatchNorm):
                     module.eval()
         return self
-
-    def _freeze_stages(self) -> None:
-        """Take the frozen stem and stages out of training: no gradients, norm layers in eval mode."""
-        frozen: list[nn.Module] = []
-        if self.frozen_stages >= 0:
-            frozen += [self.stem] if self.deep_stem else [self.conv1, self.norm1]
-            # It has no mode, but quantization-aware training fuses layers of one mode alone.
-            frozen += [self.relu] if hasattr(self, "relu") else []
-        frozen += [getattr(self, f"layer{number}") for number in range(1, self.frozen_stages + 1)]
-        for module in frozen:
-            module.eval()
-            for parameter in module.parameters():
-                parameter.requires_grad = False
 
     def _runs_stem_as_ours(self) -> bool:
         """Whether the norm layer follows the convolution at once; a subclass's own forward may do otherwise."""
@@ -611,7 +625,7 @@ def _stride_of(module: nn.Module, built: int) -> int:
 
 
 def channels_of(stage: nn.Module) -> int:
-    """Number of channels that a stage returns: what it says, or those of its last block's last convolution."""
+    """Return the number of output channels of a stage."""
     if hasattr(stage, "out_channels"):
         return cast(int, stage.out_channels)
     block = list(stage.children())[-1]

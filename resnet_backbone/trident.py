@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from .arguments import check_per_stage
 from .blocks import Bottleneck
 from .errors import ArgumentError, ArgumentTypeError, is_int
-from .layers.dimensions import memory_format, spatial_dims_of
+from .layers.dimensions import spatial_dims_of
 from .layers.tracing import is_recording, untyped_at_runtime
 from .res_layer import ResLayer
 from .resnet import ResNet
@@ -211,10 +211,7 @@ class TridentResNet(ResNet):
         self.num_branch = num_branch
         self.test_branch_idx = test_branch_idx
         self.layer3 = self._make_trident_stage(trident_dilations)
-        self._freeze_stages()
-        self._set_fold_norm(self.fold_norm)
-        if self.channels_last:
-            self.to(memory_format=memory_format(2))
+        self._finish_construction(kwargs.get("device"), kwargs.get("dtype"))
 
     def _make_trident_stage(self, trident_dilations: Sequence[int]) -> nn.Sequential:
         planes = self._stage_planes(2)

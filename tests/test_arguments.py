@@ -144,6 +144,12 @@ WRONG = [
         ValueError,
         ["pretrained", "'a.pth'", "init_cfg", "b.pth"],
     ),
+    # device and dtype
+    (dict(device="gpu"), ValueError, ["device", "'gpu'", "'cpu'"]),
+    (dict(device=[0]), ValueError, ["device", "[0]"]),
+    (dict(dtype=torch.int8), TypeError, ["dtype", "torch.int8", "floating-point"]),
+    (dict(dtype="float16"), TypeError, ["dtype", "'float16'", "floating-point"]),
+    (dict(out_stem="yes"), TypeError, ["out_stem", "'yes'", "True or False"]),
     # unknown
     (dict(out_indexes=(0,)), TypeError, ["'out_indexes'", "Did you mean 'out_indices'?"]),
     (dict(frozen_stage=1), TypeError, ["'frozen_stage'", "Did you mean 'frozen_stages'?"]),
