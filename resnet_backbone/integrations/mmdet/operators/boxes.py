@@ -1,0 +1,175 @@
+"""mmcv's operators on boxes: non-maximum suppression in its variants, and overlaps.
+
+The kept boxes and their order are those of compiled mmcv, ties included: scores are sorted by the same call, and
+overlaps are computed and compared in single precision, in mmcv's order of operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .precision import at_least_single
+
+__all__ = ["bbox_overlaps", "nms", "nms_match", "softnms"]
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
+    """Keep the boxes that no box with a higher score overlaps.
+
+    Args:
+        boxes: Boxes ``(x1, y1, x2, y2)``, shape ``(N, 4)``.
+        scores: Scores, shape ``(N,)``.
+        iou_threshold: A box goes if its intersection over union with a kept box is greater.
+        offset: A box is ``x2 - x1 + offset`` wide.
+
+    Returns:
+        Indices of the kept boxes, by descending score.
+    """
+    order = scores.sort(0, descending=True)[1]
+    if boxes.numel() == 0:
+        return order
+    boxes, scores = at_least_single(boxes[order], scores[order])
+    if offset:
+        # torchvision has no such offset, and adding it to x2 beforehand rounds differently.
+        kept = [position for position, _ in _suppress(boxes.cpu(), iou_threshold, offset, inclusive=False)]
+        return order[torch.tensor(kept, device=order.device)]
+    # torchvision sorts again, but stably. It compares in double precision; mmcv does not.
+    return order[torch.ops.torchvision.nms(boxes, scores, float(np.float32(iou_threshold)))]
+
+
+def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
+    """Group boxes with the kept box that suppresses them.
+
+    Args:
+        dets: Boxes with scores ``(x1, y1, x2, y2, score)``, shape ``(N, 5)``.
+        iou_threshold: A box goes if its intersection over union with a kept box is this or greater.
+
+    Returns:
+        For each kept box, by descending score, its index and the indices of those it suppressed.
+    """
+    order = dets[:, 4].sort(0, descending=True)[1]
+    groups = _suppress(dets[order, :4], iou_threshold, offset=0, inclusive=True)
+    ranks: list[int] = order.tolist()
+    return [[ranks[kept], *(ranks[index] for index in suppressed)] for kept, suppressed in groups]
+
+
+def _suppress(boxes: Tensor, iou_threshold: float, offset: int, inclusive: bool) -> Iterator[tuple[int, list[int]]]:
+    """Walk boxes that are sorted by score; yield the position of each kept one, and of those it suppresses."""
+    remaining = torch.arange(len(boxes))
+    threshold = float(np.float32(iou_threshold))
+    while len(remaining):
+        kept, others = remaining[0], remaining[1:]
+        overlaps = _overlaps(boxes[kept], boxes[others], offset)
+        gone = overlaps >= threshold if inclusive else overlaps > threshold
+        yield int(kept), others[gone].tolist()
+        remaining = others[~gone]
+
+
+def _overlaps(box: Tensor, boxes: Tensor, offset: int) -> Tensor:
+    """Intersection over union of one box with each of several."""
+    size = (torch.min(box[2:], boxes[:, 2:]) - torch.max(box[:2], boxes[:, :2]) + offset).clamp(min=0)
+    intersection = size[:, 0] * size[:, 1]
+    return intersection / (_areas(box[None], offset) + _areas(boxes, offset) - intersection)
+
+
+def _areas(boxes: Tensor, offset: int) -> Tensor:
+    return (boxes[:, 2] - boxes[:, 0] + offset) * (boxes[:, 3] - boxes[:, 1] + offset)
+
+
+def softnms(
+    boxes: Tensor,
+    scores: Tensor,
+    dets: Tensor,
+    iou_threshold: float,
+    sigma: float,
+    min_score: float,
+    method: int,
+    offset: int,
+) -> Tensor:
+    """Lower the scores of boxes that overlap one with a higher score (Bodla et al., 2017), on the CPU.
+
+    Args:
+        boxes: Boxes, shape ``(N, 4)``, float32.
+        scores: Scores, shape ``(N,)``.
+        dets: Receives the kept boxes and their new scores, shape ``(N, 5)``.
+        iou_threshold: Overlap from which methods 0 and 1 act.
+        sigma: Width of method 2.
+        min_score: Boxes whose score falls below it are dropped.
+        method: 0 drops (scores become 0), 1 multiplies by ``1 - iou``, 2 by ``exp(-iou^2 / sigma)``.
+        offset: A box is ``x2 - x1 + offset`` wide.
+
+    Returns:
+        Indices of the kept boxes, in the order of ``dets``.
+    """
+    if boxes.numel() == 0:
+        return torch.empty(0, dtype=torch.int64)
+    # Thousands of steps on small arrays: NumPy starts an operation several times as fast as PyTorch.
+    x1, y1, x2, y2 = np.ascontiguousarray(boxes.numpy().T, dtype=np.float32)
+    areas = (x2 - x1 + offset) * (y2 - y1 + offset)
+    rows = np.stack((x1, y1, x2, y2, scores.numpy().astype(np.float32), areas))
+    indices = np.arange(len(boxes))
+    step = 0
+    while step < rows.shape[1]:
+        # NaN, the score of boxes of no area once it was lowered, is chosen only where it stands first.
+        best = step if np.isnan(rows[4, step]) else step + int(np.nanargmax(rows[4, step:]))
+        rows[:, [step, best]] = rows[:, [best, step]]
+        indices[[step, best]] = indices[[best, step]]
+        others = rows[:, step + 1 :]
+        others[4] *= _weights(rows[:, step], others, iou_threshold, sigma, method, offset)
+        alive = _compact(~(others[4] < np.float32(min_score)))
+        rows = np.concatenate((rows[:, : step + 1], others[:, alive]), axis=1)
+        indices = np.concatenate((indices[: step + 1], indices[step + 1 :][alive]))
+        step += 1
+    dets[: rows.shape[1]] = torch.from_numpy(rows[:5].T)
+    return torch.from_numpy(indices)
+
+
+Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+Indices = np.ndarray[tuple[int, ...], np.dtype[np.intp]]
+
+
+def _weights(box: Array, others: Array, iou_threshold: float, sigma: float, method: int, offset: int) -> Array:
+    """What the scores of the other boxes are multiplied by. Rows are x1, y1, x2, y2, score and area."""
+    width = np.maximum(np.float32(0), np.minimum(box[2], others[2]) - np.maximum(box[0], others[0]) + offset)
+    height = np.maximum(np.float32(0), np.minimum(box[3], others[3]) - np.maximum(box[1], others[1]) + offset)
+    intersection = width * height
+    with np.errstate(divide="ignore", invalid="ignore"):
+        overlap = intersection / (box[5] + others[5] - intersection)
+    if method == 2:
+        # Nearest to the C library's, which rounds all but a few in a thousand correctly.
+        return np.exp((-(overlap * overlap) / np.float32(sigma)).astype(np.float64)).astype(np.float32)
+    lowered = np.float32(0) if method == 0 else np.float32(1) - overlap
+    return np.where(overlap >= np.float32(iou_threshold), lowered, np.float32(1))
+
+
+def _compact(alive: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Indices:
+    """The order that mmcv leaves its boxes in: whatever is dropped is replaced by the last box."""
+    count = int(np.count_nonzero(alive))
+    order = np.arange(count)
+    order[~alive[:count]] = count + np.flatnonzero(alive[count:])[::-1]
+    return order
+
+
+def bbox_overlaps(bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, aligned: bool, offset: int) -> None:
+    """Compute the overlaps of two sets of boxes.
+
+    Args:
+        bboxes1: Boxes, shape ``(M, 4)``.
+        bboxes2: Boxes, shape ``(N, 4)``.
+        ious: Receives the overlaps: shape ``(M, N)``, or ``(M,)`` if ``aligned``.
+        mode: 0 for intersection over union, 1 for intersection over the first box.
+        aligned: Whether box i meets box i alone.
+        offset: A box is ``x2 - x1 + offset`` wide.
+    """
+    first = bboxes1 if aligned else bboxes1[:, None]
+    size = torch.min(first[..., 2:], bboxes2[:, 2:]) - torch.max(first[..., :2], bboxes2[:, :2]) + offset
+    size = size.clamp(min=0)
+    intersection = size[..., 0] * size[..., 1]
+    area = _areas(bboxes1, offset)
+    if not aligned:
+        area = area[:, None]
+    ious.copy_(intersection / (area if mode == 1 else area + _areas(bboxes2, offset) - intersection))
