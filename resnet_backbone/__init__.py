@@ -21,6 +21,7 @@ except ImportError as _error:
 from .blocks import BasicBlock, Bottleneck
 from .detectors import DetectoRS_ResNet, DetectoRS_ResNeXt
 from .int8 import quantize_int8
+from .integrations.mmdet.install import install as _install
 from .integrations.mmdet.registry import BACKBONES, build_backbone
 from .integrations.torchvision import with_fpn
 from .layers.build import build_conv_layer, build_norm_layer, build_plugin_layer
@@ -33,6 +34,9 @@ from .resnet import ResNet, ResNetV1c, ResNetV1d
 from .resnext import ResNeXt
 from .trident import TridentResNet
 from .weights import LoadReport, load_pretrained
+
+# Registries and loaders of mmengine's and mmdet's: all that importing this package changes outside it.
+_install()
 
 __all__ = [
     "BACKBONES",

@@ -8,5 +8,10 @@ for _location in MMDET_LOCATIONS:
     try:
         import_module(_location)
     except Exception as error:  # noqa: BLE001 - whatever breaks mmdet, our backbones still build
-        log(f"{_location} cannot be imported ({explain(error)}): only resnet_backbone's own types are available")
+        remedy = (
+            ". Import resnet_backbone.integrations.mmdet.operators first (or add it to custom_imports), or compile mmcv"
+            if getattr(error, "name", None) == "mmcv._ext"
+            else ""
+        )
+        log(f"{_location} cannot be imported ({explain(error)}): only this package's own types are available{remedy}")
 register(BACKBONES)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from mmengine.optim import DefaultOptimWrapperConstructor as MMEngineConstructor
-from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
 from ...layers.deform import DeformConv2dPack, ModulatedDeformConv2dPack
@@ -13,7 +12,6 @@ from ...layers.deform import DeformConv2dPack, ModulatedDeformConv2dPack
 __all__ = ["DefaultOptimWrapperConstructor"]
 
 
-@OPTIM_WRAPPER_CONSTRUCTORS.register_module(force=True)
 class DefaultOptimWrapperConstructor(MMEngineConstructor):
     """mmengine's, which takes the option for compiled mmcv's layers alone; it reaches ours too.
 

@@ -13,7 +13,6 @@ from typing import Any
 from mmengine.logging import print_log
 from mmengine.model.weight_init import PretrainedInit as MMEnginePretrainedInit
 from mmengine.model.weight_init import update_init_info
-from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import nn
 
 from ...errors import ArgumentTypeError
@@ -27,7 +26,6 @@ __all__ = ["PretrainedInit"]
 _DEFAULTS: dict[str, Any] = {"strict": True, "sha256": None, "progress": True, "input_channels": "repeat"}
 
 
-@WEIGHT_INITIALIZERS.register_module(name="Pretrained", force=True)
 class PretrainedInit(MMEnginePretrainedInit):
     """Initialise a module from a checkpoint, with ``load_pretrained`` or, for any other module, as mmengine does.
 

@@ -16,7 +16,6 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, cast
 
-from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import print_log
 from mmengine.registry import MODELS as ROOT
 from mmengine.registry import Registry
@@ -26,7 +25,7 @@ from ...blocks import BasicBlock, Bottleneck
 from ...detectors import DetectoRS_ResNet, DetectoRS_ResNeXt
 from ...errors import ArgumentTypeError, UnknownNameError, did_you_mean
 from ...layers import SELayer
-from ...layers.dcn_types import OWN_TYPES, has_compiled_mmcv, register_deform_convs
+from ...layers.dcn_types import OWN_TYPES
 from ...multi_scale import MultiScaleResNet1d
 from ...regnet import RegNet
 from ...res2net import Res2Net
@@ -35,9 +34,6 @@ from ...resnest import ResNeSt
 from ...resnet import ResNet, ResNetV1c, ResNetV1d
 from ...resnext import ResNeXt
 from ...trident import TridentResNet
-from . import optim as _optim  # noqa: F401 - registers the optimizer's constructor
-from . import pretrained as _pretrained  # noqa: F401 - registers the initialiser
-from .runner_files import read_runner_files
 
 __all__ = ["BACKBONES", "MODELS", "build_backbone"]
 
@@ -70,15 +66,8 @@ def mmdet_registry() -> Registry:
 
 def _stand_in_registry() -> Registry:
     registry = cast("Registry | None", ROOT.children.get("mmdet"))
-    if registry is None:
-        # Without a location mmengine would look for mmdet.utils, and warn that there is none.
-        registry = Registry("model", parent=ROOT, scope="mmdet", locations=[__name__])
-    register(registry)
-    # mmengine imports mmdet.registry each time it meets the scope, and would warn, or fail, each time.
-    stand_in: Any = ModuleType("mmdet.registry", "Stands in for mmdet's, which cannot be imported here.")
-    stand_in.MODELS = registry
-    sys.modules["mmdet.registry"] = stand_in
-    return registry
+    # Without a location mmengine would look for mmdet.utils, and warn that there is none.
+    return registry or Registry("model", parent=ROOT, scope="mmdet", locations=[__name__])
 
 
 def register(registry: Registry) -> None:
@@ -96,21 +85,30 @@ def may_register(name: str, registry: Registry) -> bool:
     return known is None or known.__module__.startswith("resnet_backbone.")
 
 
-def enter(registry: Registry) -> tuple[str, ...]:
-    """Register our classes now or, where mmdet's are yet to come, arrange that it happens after them.
+def override_mmdet() -> None:
+    """Register our classes in mmdet's registry or, where mmdet's own are yet to come, arrange that it happens after."""
+    if "mmdet.registry" not in sys.modules:
+        register(BACKBONES)
+        # mmengine imports mmdet.registry each time it meets the scope, and would warn, or fail, each time.
+        stand_in: Any = ModuleType("mmdet.registry", "Stands in for mmdet's, which cannot be imported here.")
+        stand_in.MODELS = BACKBONES
+        sys.modules["mmdet.registry"] = stand_in
+    elif BACKBONES._imported or "ResNet" in BACKBONES.module_dict:
+        register(BACKBONES)
+    if not BACKBONES._imported:
+        BACKBONES._locations = [_DEFERRED]
 
-    Args:
-        registry: mmdet's registry, or ours in its place.
 
-    Returns:
-        The modules that ``resnet_backbone.integrations.mmdet.models`` has to import first.
-    """
-    locations = tuple(registry._locations)
-    if registry._imported or "ResNet" in registry.module_dict:
-        register(registry)
-    if not registry._imported and __name__ not in locations:
-        registry._locations = [_DEFERRED]
-    return ("mmdet.models",) if _DEFERRED in locations else locations
+def forget_failed_import() -> None:
+    """Let mmdet's models be imported again at the next look-up, if that failed at the first."""
+    if _DEFERRED not in sys.modules or all(location in sys.modules for location in MMDET_LOCATIONS):
+        return
+    # mmdet's own could not be registered beside them.
+    for cls in (*OVERRIDES, *ADDITIONS):
+        if BACKBONES.module_dict.get(cls.__name__) is cls:
+            del BACKBONES.module_dict[cls.__name__]
+    del sys.modules[_DEFERRED]
+    BACKBONES._imported = False
 
 
 def build_backbone(cfg: dict[str, Any]) -> nn.Module:
@@ -172,18 +170,7 @@ MODELS.register_module(module=SELayer, force=True)
 for _name, _layer in OWN_TYPES.items():
     MODELS.register_module(name=_name, module=_layer, force=True)
 
-# Layers are found from any scope in mmengine's root, where mmcv's are. mmcv's own deformable convolutions come in when
-# the first is built, since importing its operators takes a while.
-if may_register("SELayer", ROOT):
-    ROOT.register_module(module=SELayer, force=True)
-if not has_compiled_mmcv():
-    register_deform_convs()
-
 BACKBONES: Registry = mmdet_registry()
-MMDET_LOCATIONS = enter(BACKBONES)
-
-# mmengine resolves _base_ = 'resnet_backbone::...' only for the packages in this table.
-MODULE2PACKAGE.setdefault("resnet_backbone", "resnet_backbone")
-
-# A config that names this package resumes and tests on any torch.
-read_runner_files()
+# What mmdet's registry imports at its first look-up; ``.models`` of this folder imports it instead. A second import of
+# this package finds itself there.
+MMDET_LOCATIONS = ("mmdet.models",) if _DEFERRED in BACKBONES._locations else tuple(BACKBONES._locations)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -101,4 +102,5 @@ def _window(padded: Tensor, point: int, kernel_size: int, groups: int) -> Tensor
     """What a point of the kernel reads for each pixel, shape ``(N, groups, C / groups, H, W)``; a view."""
     row, column = divmod(point, kernel_size)
     height, width = (size - kernel_size + 1 for size in padded.shape[2:])
-    return padded[:, :, row : row + height, column : column + width].unflatten(1, (groups, -1))
+    window = padded[:, :, row : row + height, column : column + width]
+    return torch.unflatten(window, 1, (groups, -1))

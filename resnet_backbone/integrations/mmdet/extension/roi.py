@@ -69,7 +69,7 @@ def roi_align_forward(
     argmax_x.fill_(-1)
     boxes = _scale(rois, spatial_scale, aligned)
     for part, grid in _parts(boxes, bins, sampling_ratio, features.shape[1]):
-        points = _sample_points(boxes[part], bins, grid)
+        points = _sample_points(boxes.part(part), bins, grid)
         samples = _bilinear(features, points)
         first = samples.argmax(dim=3)
         maximum = samples.gather(3, first.unsqueeze(3)).squeeze(3)
@@ -109,7 +109,7 @@ def roi_align_backward(
     channels, height, width = grad_input.shape[1:]
     corners = _corners(argmax_y.to(grad.dtype), argmax_x.to(grad.dtype), height, width)
     plane = rois[:, 0].long()[:, None] * channels + torch.arange(channels, device=grad.device)
-    index = plane[:, :, None, None, None] * (height * width) + corners.index
+    index = plane[:, :, None, None, None] * (height * width) + corners.pixel
     # No sample lies at the row of a maximum of nothing, -1, but one may lie on it.
     weight = corners.weight * (argmax_y != -1).unsqueeze(-1)
     flat = torch.zeros(grad_input.numel(), dtype=grad.dtype, device=grad.device)
@@ -147,7 +147,7 @@ def deform_roi_pool_forward(
     output.zero_()
     for part, grid in _parts(boxes, bins, sampling_ratio, features.shape[1]):
         shifts = offset[part] if offset.numel() else None
-        output[part] = _average_shifted(features, boxes[part], bins, grid, shifts, gamma).to(output.dtype)
+        output[part] = _average_shifted(features, boxes.part(part), bins, grid, shifts, gamma).to(output.dtype)
 
 
 def deform_roi_pool_backward(
@@ -171,7 +171,7 @@ def deform_roi_pool_backward(
     for part, grid in _parts(boxes, bins, sampling_ratio, features.shape[1]):
         shifts = offset[part].detach().requires_grad_() if offset.numel() else None
         with torch.enable_grad():
-            pooled = _average_shifted(features, boxes[part], bins, grid, shifts, gamma)
+            pooled = _average_shifted(features, boxes.part(part), bins, grid, shifts, gamma)
         inputs = (features,) if shifts is None else (features, shifts)
         gradients = torch.autograd.grad(pooled, inputs, grad[part])
         grad_input += gradients[0].to(grad_input.dtype)
@@ -254,8 +254,9 @@ class _Boxes(NamedTuple):
     height: Tensor
     width: Tensor
 
-    def __getitem__(self, part: Tensor) -> _Boxes:  # type: ignore[override]
-        return _Boxes(*(value[part] for value in tuple(self)))
+    def part(self, rows: Tensor) -> _Boxes:
+        """Select regions."""
+        return _Boxes(self.image[rows], self.y[rows], self.x[rows], self.height[rows], self.width[rows])
 
 
 class _Points(NamedTuple):
@@ -269,7 +270,7 @@ class _Points(NamedTuple):
 class _Corners(NamedTuple):
     """The four pixels around each sample, and their weights: both of the samples' shape, and one dimension of 4."""
 
-    index: Tensor
+    pixel: Tensor
     weight: Tensor
 
 
@@ -328,13 +329,13 @@ def _corners(y: Tensor, x: Tensor, height: int, width: int) -> _Corners:
     inside = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
     y_low, y_high, y_part = _neighbours(y, height)
     x_low, x_high, x_part = _neighbours(x, width)
-    index = torch.stack(
+    pixel = torch.stack(
         (y_low * width + x_low, y_low * width + x_high, y_high * width + x_low, y_high * width + x_high), dim=-1
     )
     weight = torch.stack(
         ((1 - y_part) * (1 - x_part), (1 - y_part) * x_part, y_part * (1 - x_part), y_part * x_part), dim=-1
     )
-    return _Corners(index, weight * inside.unsqueeze(-1))
+    return _Corners(pixel, weight * inside.unsqueeze(-1))
 
 
 def _neighbours(position: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -355,7 +356,7 @@ def _bilinear(features: Tensor, points: _Points) -> Tensor:
     height, width = features.shape[2:]
     by_pixel = features.permute(0, 2, 3, 1).flatten(0, 2)
     corners = _corners(points.y, points.x, height, width)
-    index = corners.index + (points.image * (height * width)).view(-1, 1, 1, 1, 1)
+    index = corners.pixel + (points.image * (height * width)).view(-1, 1, 1, 1, 1)
     samples = torch.zeros((), dtype=features.dtype, device=features.device)
     for corner in range(4):
         samples = samples + corners.weight[..., corner, None] * by_pixel[index[..., corner]]

@@ -141,9 +141,11 @@ def _weights(box: Array, others: Array, iou_threshold: float, sigma: float, meth
         overlap = intersection / (box[5] + others[5] - intersection)
     if method == 2:
         # Nearest to the C library's, which rounds all but a few in a thousand correctly.
-        return np.exp((-(overlap * overlap) / np.float32(sigma)).astype(np.float64)).astype(np.float32)
+        decay: Array = np.exp((-(overlap * overlap) / np.float32(sigma)).astype(np.float64)).astype(np.float32)
+        return decay
     lowered = np.float32(0) if method == 0 else np.float32(1) - overlap
-    return np.where(overlap >= np.float32(iou_threshold), lowered, np.float32(1))
+    factor: Array = np.where(overlap >= np.float32(iou_threshold), lowered, np.float32(1))
+    return factor
 
 
 def _compact(alive: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Indices:

@@ -41,8 +41,8 @@ def _missing(name: str) -> Callable[..., NoReturn]:
     def raise_missing(*args: Any, **kwargs: Any) -> NoReturn:
         raise NotImplementedError(
             f"mmcv's operator {name!r} is not among those that resnet_backbone supplies without a compiler. None of "
-            "the models that mmdet ships calls it. With a compiler, `python -m resnet_backbone.tools.build_mmcv` "
-            "builds mmcv's own operators"
+            "the models that mmdet ships calls it. With a compiler, `resnet-backbone-build-mmcv` builds "
+            "mmcv's own"
         )
 
     return raise_missing
