@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ....layers.deform import is_on_border
 from .precision import at_least_single
 
 __all__ = [
@@ -217,24 +218,6 @@ def _backward(
         grad, x, weight, offset, modulation, bias, *geometry.arguments, mask is not None
     )
     grads = _Gradients(*computed)
-    outside = _outside(offset, x.shape[2:], weight.shape[2:], geometry)
-    return grads._replace(offset=grads.offset.masked_fill(outside, 0))
-
-
-def _outside(offset: Tensor, size: torch.Size, kernel: torch.Size, geometry: _Geometry) -> Tensor:
-    """The offsets of sampling points that lie outside the input, or on the border of its padding.
-
-    torchvision gives a point at exactly -1, where it reads zero, the gradient of moving inwards; mmcv gives it none.
-    At zero offsets, where training starts, that is every first pixel of the padding.
-    """
-    count, _, *out_size = offset.shape
-    by_point = offset.view(count, -1, *kernel, 2, *out_size)
-    outside = torch.zeros((), dtype=torch.bool, device=offset.device)
-    for axis in range(2):
-        window = torch.arange(out_size[axis], device=offset.device) * geometry.stride[axis] - geometry.padding[axis]
-        point = torch.arange(kernel[axis], device=offset.device) * geometry.dilation[axis]
-        window = window.view(-1, 1) if axis == 0 else window
-        point = point.view(-1, 1, 1, 1) if axis == 0 else point.view(-1, 1, 1)
-        position = by_point[:, :, :, :, axis] + (window + point)
-        outside = outside | (position <= -1) | (position >= size[axis])
-    return outside.unsqueeze(4).expand(by_point.shape).reshape(offset.shape)
+    kernel_size = (weight.shape[2], weight.shape[3])
+    border = is_on_border(offset, kernel_size, geometry.stride, geometry.padding, geometry.dilation)
+    return grads._replace(offset=grads.offset.masked_fill(border, 0))
