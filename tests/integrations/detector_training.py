@@ -1,4 +1,4 @@
-"""Train, resume and apply detectors of mmdet's configs on a data set of rectangles and discs: a script of test_detector."""
+"""Train, resume and apply detectors of mmdet's configs on rectangles and discs: a script of test_detector."""
 
 from __future__ import annotations
 
