@@ -44,9 +44,15 @@ overlay() {
     "$directory/bin/pip" install --quiet --constraint "$directory/constraints.txt" "$@"
 }
 
-# pip's wheel cache does not know which torch a wheel was compiled for, hence --no-cache-dir; mmcv's setup.py needs torch
-# (--no-build-isolation) and pkg_resources (setuptools < 81).
+# mmcv, compiled by the command that users are given.
 install_mmdet() {
+    "$1" install --quiet torch==2.15.0 torchvision==0.29.2 'setuptools<82' wheel ninja psutil mmengine==0.10.7 mmdet==3.3.0
+    "${1%pip}python" resnet_backbone_build_mmcv.py --cpu
+}
+
+# mmcv, compiled as its own documentation says. pip's wheel cache does not know which torch a wheel was compiled for, hence
+# --no-cache-dir; mmcv's setup.py needs torch (--no-build-isolation) and pkg_resources (setuptools < 81).
+install_mmdet_2.12() {
     "$1" install --quiet torch==2.12.1 torchvision==0.27.1 'setuptools<81' wheel ninja psutil
     "$1" install --quiet --no-cache-dir --no-build-isolation mmcv==2.1.0 mmengine==0.10.7
     "$1" install --quiet mmdet==3.3.0
