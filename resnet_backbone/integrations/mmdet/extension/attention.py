@@ -33,7 +33,7 @@ def ms_deform_attn_forward(
     count, queries, heads, _, _, _ = sampling_locations.shape
     sizes = value_spatial_shapes.tolist()
     grids = (2 * sampling_locations - 1).transpose(1, 2).flatten(0, 1)
-    levels = value.split([height * width for height, width in sizes], dim=1)
+    levels: tuple[Tensor, ...] = value.split([h * w for h, w in sizes], dim=1)  # type: ignore[no-untyped-call]
     samples = []
     for level, ((height, width), features) in enumerate(zip(sizes, levels)):
         plane = features.permute(0, 2, 3, 1).reshape(count * heads, -1, height, width)

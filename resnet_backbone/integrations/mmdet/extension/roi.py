@@ -210,7 +210,8 @@ def roi_pool_forward(
     step = max(1, NUMBERS_PER_PART // max(1, largest * features.shape[1] * pooled_height * pooled_width))
     output.zero_()
     argmax.fill_(-1)
-    for part in torch.arange(len(rois), device=rois.device).split(step):
+    for first_row in range(0, len(rois), step):
+        part = torch.arange(first_row, min(first_row + step, len(rois)), device=rois.device)
         row, row_valid = _pixels(y_first[part], y_last[part])
         column, column_valid = _pixels(x_first[part], x_last[part])
         pixel = (row[:, :, None, :, None] * width + column[:, None, :, None, :]).flatten(3)
@@ -290,14 +291,13 @@ def _parts(
         grids = torch.full((len(boxes.image), 2), sampling_ratio)
     else:
         grids = torch.stack(((boxes.height / bins[0]).ceil(), (boxes.width / bins[1]).ceil()), dim=1).long().cpu()
-    for grid in grids.unique(dim=0):
-        rows, columns = grid.tolist()
+    for rows, columns in sorted(set(map(tuple, grids.tolist()))):
         if rows <= 0 or columns <= 0:
             continue
-        same = (grids == grid).all(dim=1).nonzero().squeeze(1).to(boxes.image.device)
+        same = (grids == torch.tensor((rows, columns))).all(dim=1).nonzero().squeeze(1).to(boxes.image.device)
         step = max(1, NUMBERS_PER_PART // (rows * columns * bins[0] * bins[1] * channels))
-        for part in same.split(step):
-            yield part, (rows, columns)
+        for first in range(0, len(same), step):
+            yield same[first : first + step], (rows, columns)
 
 
 def _sample_points(
