@@ -61,7 +61,9 @@ _INERT = (
     "yacs.config.",
 )
 # Names that stand for themselves, as arguments of others.
-_BARE = frozenset({"numpy.ndarray", "torch.Tensor", "torch.nn.parameter.Parameter"}) | {
+_BARE = frozenset(
+    {"numpy.ndarray", "torch._utils._rebuild_wrapper_subclass", "torch.Tensor", "torch.nn.parameter.Parameter"}
+) | {
     f"{module}.{name}"
     for module in ("builtins", "__builtin__")
     for name in ("bool", "dict", "float", "int", "list", "long", "str", "tuple", "unicode")
@@ -232,9 +234,10 @@ class Builder:
         self.budget = budget
         self.read_storage = read_storage
         self.read_nested = read_nested
-        # By the records' identity; they are held so that it stays theirs.
-        self._done: dict[int, tuple[Any, Any]] = {}
+        # The value and size of each record, by the record's identity; it is held so that this stays its own.
+        self._done: dict[int, tuple[Any, Any, int]] = {}
         self._depth = 0
+        self._size = 0
 
     def build(self, node: Any) -> Any:
         """Return what a record, or a container of records, describes. Lists and dicts are changed in place."""
@@ -242,24 +245,34 @@ class Builder:
         if make is None:
             return node
         if id(node) in self._done:
-            return self._done[id(node)][1]
+            _, value, size = self._done[id(node)]
+            self._grow(size)
+            return value
         if self._depth > 100:
             raise CheckpointError("is nested more than 100 deep")
+        before = self._size
+        self._grow(1)
         self._depth += 1
         self.budget.spend(100)
         value = make(self, node)
-        self._done[id(node)] = node, value
+        self._done[id(node)] = node, value, self._size - before
         self._depth -= 1
         return value
 
+    def _grow(self, size: int) -> None:
+        # Written out, a container that holds another twice, that a third twice, and so on, would have no end.
+        self._size += size
+        if self._size > 10_000_000:
+            raise CheckpointError("holds containers in containers that would be too large if each were written out")
+
     def _list(self, node: list[Any]) -> list[Any]:
-        self._done[id(node)] = node, node
+        self._done[id(node)] = node, node, 0
         for index, item in enumerate(node):
             node[index] = self.build(item)
         return node
 
     def _dict(self, node: dict[Any, Any]) -> dict[Any, Any]:
-        self._done[id(node)] = node, node
+        self._done[id(node)] = node, node, 0
         for key, value in node.items():
             node[key] = self.build(value)
         if any(type(key) in _BUILD for key in node):
@@ -302,7 +315,7 @@ class Builder:
             value: Any = Inert(node.name)
         else:
             value = self.call(node.name, self.build(node.state), *[self.build(argument) for argument in node.args])
-        self._done[id(node)] = node, value
+        self._done[id(node)] = node, value, 0
         if node.pairs:
             self.fill(value, zip(node.pairs[::2], node.pairs[1::2], strict=True))
         if node.items and not isinstance(value, Inert):
@@ -368,6 +381,11 @@ _BUILD: dict[type, Callable[[Builder, Any], Any]] = {
 }
 
 
+def _shown(value: Any) -> str:
+    """Describe a value by its name or type; tuples in tuples could take for ever to be written out."""
+    return printable(getattr(value, "name", value if isinstance(value, str) else f"a {type(value).__name__}"))
+
+
 def _tensor(builder: Builder, state: Any, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Tensor:
     requires_grad, _, metadata = rest + (False, None, None)[len(rest) :]
     return _typed_tensor(builder, state, storage, offset, size, stride, requires_grad, None, storage.dtype, metadata)
@@ -407,14 +425,18 @@ def _meta_tensor(builder: Builder, _: Any, dtype: Any, size: Any, stride: Any, r
     return torch.empty(_sizes(size), dtype=dtype, device="meta", requires_grad=requires_grad is True)
 
 
-def _device_tensor(_: Builder, __: Any, data: Any, dtype: Any, ___: Any, requires_grad: Any) -> Tensor:
+def _device_tensor(builder: Builder, _: Any, data: Any, dtype: Any, __: Any, requires_grad: Any) -> Tensor:
     tensor = torch.from_numpy(data) if isinstance(data, np.ndarray) else data
-    return cast(Tensor, tensor.to(dtype).requires_grad_(requires_grad is True))
+    if not isinstance(tensor, Tensor) or not isinstance(dtype, torch.dtype):
+        raise CheckpointError("holds a tensor without data")
+    builder.budget.spend(1000 + tensor.numel() * dtype.itemsize)
+    return tensor.to(dtype).requires_grad_(requires_grad is True)
 
 
-def _parameter(_: Builder, __: Any, data: Any, requires_grad: Any = True, *___: Any) -> Tensor:
+def _parameter(builder: Builder, _: Any, data: Any, requires_grad: Any = True, *__: Any) -> Tensor:
     if not isinstance(data, Tensor):
         raise CheckpointError("holds a parameter that is not a tensor")
+    builder.budget.spend(1000)
     return torch.nn.Parameter(data.detach(), requires_grad is True)
 
 
@@ -431,16 +453,16 @@ def _dtype(builder: Builder, state: Any, name: Any, *_: Any) -> Any:
     dtype: np.dtype[Any] = np.dtype(name)
     if state is None:
         return dtype
-    order = state[1]
+    order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
     if not isinstance(order, str) or order not in ("<", ">", "=", "|") or any(part is not None for part in state[2:5]):
         return builder.skip("numpy dtype that is not plain")
     return dtype.newbyteorder(order)  # type: ignore[arg-type]
 
 
 def _array(builder: Builder, state: Any, kind: Any, *_: Any) -> Any:
-    if not isinstance(kind, Inert) or kind.name != "numpy.ndarray":
+    if not isinstance(kind, Inert) or kind.name != "numpy.ndarray" or not isinstance(state, tuple):
         raise UnsafeCheckpointError("makes an array of something that is not an array")
-    *_, shape, dtype, fortran, data = state
+    shape, dtype, fortran, data = state[-4:]
     return builder.array(data, dtype, shape, "F" if fortran else "C")
 
 
@@ -461,7 +483,7 @@ def _scalar(builder: Builder, _: Any, dtype: Any, data: Any = b"") -> Any:
 def _encode(builder: Builder, _: Any, text: Any, encoding: Any = "latin1") -> bytes:
     # Protocols 0 to 2 write bytes as text.
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1", "ascii", "utf-8"):
-        raise UnsafeCheckpointError(f"encodes with codec {printable(str(encoding))!r}")
+        raise UnsafeCheckpointError(f"encodes with codec {_shown(encoding)}")
     builder.budget.spend(len(text))
     return text.encode(encoding)
 
@@ -485,7 +507,7 @@ def _complex(_: Builder, __: Any, real: float, imaginary: float) -> complex:
 
 def _set_of(kind: type) -> Handler:
     def make(builder: Builder, _: Any, items: Any = ()) -> Any:
-        for item in items:
+        for item in _plain_list(items):
             builder.budget.spend(100)
             check_key(item, builder.budget)
         return kind(items)
@@ -535,17 +557,14 @@ def _time(kind: type) -> Handler:
 def _reconstructed(builder: Builder, _: Any, kind: Any, *__: Any) -> Inert:
     # What protocols 0 and 1 do for objects.
     if not builder.vocabulary.is_inert(kind):
-        raise UnsafeCheckpointError(f"reconstructs an object of {printable(getattr(kind, 'name', repr(kind)))}")
+        raise UnsafeCheckpointError(f"reconstructs an object of {_shown(kind)}")
     return Inert(kind.name)
 
 
 def _getattr(builder: Builder, _: Any, owner: Any, name: Any) -> Inert:
     # mmengine's logs hold methods of theirs.
-    if not builder.vocabulary.is_inert(owner):
-        of = getattr(owner, "name", type(owner).__name__)
-        raise UnsafeCheckpointError(
-            f"would import builtins.getattr, to use {printable(str(name))!r} of {printable(of)}"
-        )
+    if not builder.vocabulary.is_inert(owner) or not isinstance(name, str):
+        raise UnsafeCheckpointError(f"would import builtins.getattr, to use {_shown(name)} of {_shown(owner)}")
     return Inert(f"{owner.name}.{name}")
 
 
@@ -556,7 +575,7 @@ def _device(_: Builder, __: Any, kind: Any, index: Any = None) -> torch.device:
 
 
 def _layout(_: Builder, __: Any, name: Any) -> Any:
-    return _constant(str(name))
+    return _constant(name) if isinstance(name, str) else None
 
 
 def _known() -> dict[str, Handler]:

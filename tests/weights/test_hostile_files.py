@@ -122,6 +122,47 @@ def test_bombs_are_refused(kind, tmp_path, monkeypatch):
     assert str(path) in str(caught.value)
 
 
+# Two references to a tuple of two references to a tuple ...: written out, hashed or compared it has 2**60 parts.
+TOWER = b")" + b"2\x86" * 60
+TOWERS = {
+    "value": TOWER,
+    "lists": b"]\x94" + b"".join(b"](h" + bytes([i]) + b"h" + bytes([i]) + b"e\x94" for i in range(60)),
+    "attribute": name("builtins", "getattr") + name("omegaconf", "x") + TOWER + b"\x86R",
+    "owner": name("builtins", "getattr") + TOWER + text("x") + b"\x86R",
+    "codec": name("_codecs", "encode") + text("x") + TOWER + b"\x86R",
+    "class": name("copyreg", "_reconstructor") + TOWER + b"NN\x87R",
+    "pairs": name("collections", "OrderedDict") + b"](" + TOWER + b"N\x86e\x85R",
+    "items": name("builtins", "set") + b"]" + TOWER + b"a\x85R",
+    "reference": b"(" + text("storage") + TOWER * 4 + b"tQ",
+    "whole reference": TOWER + b"Q",
+    "type": name("torch._tensor", "_rebuild_from_type_v2") + b"(" + TOWER * 4 + b"tR",
+    "buffer": name("numpy.core.numeric", "_frombuffer") + b"(" + TOWER * 4 + b"tR",
+    "size": name("torch", "Size") + TOWER + b"\x85R",
+}
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+def test_towers_are_refused(kind, tmp_path):
+    with pytest.raises(CheckpointError):
+        read_file(write_pickle(tmp_path / "tower.pkl", TOWERS[kind]))
+
+
+def test_towers_in_the_list_of_storages_are_refused(tmp_path):
+    path = write_legacy(tmp_path / "legacy.pth", tensor(0, [4], [1], storage(legacy=True)))
+    path.write_bytes(path.read_bytes().replace(pickle.dumps(["0"], 2), b"\x80\x02]" + TOWER + b"a."))
+    with pytest.raises(CheckpointError, match="list of storages"):
+        read_file(path)
+
+
+def test_data_is_not_copied_again_and_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(safe_pickle, "_ALLOWANCE", 10_000_000)
+    repeated = tensor(0, [2**20], [0])
+    convert = name("torch._utils", "_rebuild_device_tensor_from_cpu_tensor") + b"(" + repeated
+    program = b"(" + (convert + name("torch", "complex128") + text("cuda") + b"\x89tR") * 2 + b"l"
+    with pytest.raises(CheckpointError, match="memory"):
+        read_file(write_zip(tmp_path / "copies.pth", program))
+
+
 def test_an_index_of_the_memo_is_not_a_size(tmp_path):
     # Python's own unpickler would allocate 64 GB.
     assert read_file(write_pickle(tmp_path / "memo.pkl", b"K\x07r\xff\xff\xff\xff")) == 7
@@ -169,8 +210,11 @@ def test_what_lies_inside_is_read(tmp_path):
 
 def test_byte_order_of_the_file(tmp_path):
     data = np.arange(4, dtype=">f4").tobytes()
-    records = [("byteorder", b"big"), ("data/0", data)]
-    assert read_file(write_zip(tmp_path / "big.pth", tensor(0, [4], [1]), records)).tolist() == [0, 1, 2, 3]
+    for order in (b"big", b"middle"):
+        write_zip(tmp_path / f"{order.decode()}.pth", tensor(0, [4], [1]), [("byteorder", order), ("data/0", data)])
+    assert read_file(tmp_path / "big.pth").tolist() == [0, 1, 2, 3]
+    with pytest.raises(CheckpointError, match="byte order"):
+        read_file(tmp_path / "middle.pth")
 
 
 @pytest.mark.parametrize("size", [0, 8, 15, 17, 32])
@@ -311,6 +355,15 @@ def test_what_is_not_read_is_refused_with_advice(full, advice, tmp_path):
         read_file(write_pickle(tmp_path / "file.pkl", name(*full.rsplit(".", 1))))
 
 
+def test_tensors_of_distributed_torch_are_refused_with_advice(tmp_path):
+    wrapped = name("torch._tensor", "_rebuild_from_type_v2") + name("torch._utils", "_rebuild_wrapper_subclass")
+    path = write_pickle(tmp_path / "file.pkl", wrapped + name("torch.distributed.tensor", "DTensor"))
+    with pytest.raises(CheckpointError, match="full_tensor"):
+        read_file(path)
+    with pytest.raises(UnsafeCheckpointError, match=r"some\.Tensor"):
+        read_file(write_pickle(path, wrapped + name("some", "Tensor")))
+
+
 def test_objects_beside_the_weights_are_read_past(tmp_path):
     class_of = [
         ("omegaconf.dictconfig", "DictConfig"),
@@ -351,7 +404,7 @@ def test_names_are_shown_escaped(tmp_path):
     assert len(str(caught.value)) < 1000
 
 
-@pytest.mark.parametrize("provenance", ["[" * 100_000, "9" * 5000, "{", "\ud800"])
+@pytest.mark.parametrize("provenance", ["[" * 90_000, "[" * 110_000, "9" * 5000, "{", "\ud800"])
 def test_malformed_provenance_is_ignored(provenance):
     meta = metadata_of({"meta": {"resnet_backbone": provenance, "epoch": 1}})
     assert meta["epoch"] == 1

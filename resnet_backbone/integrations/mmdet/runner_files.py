@@ -74,7 +74,8 @@ def _history_buffer(builder: Builder, state: Any) -> HistoryBuffer:
 
 def _getattr(builder: Builder, state: Any, owner: Any, name: Any) -> Inert:
     """Name a statistic of the logs: a HistoryBuffer is saved with its methods."""
-    full = f"{owner.name}.{name}" if isinstance(owner, Inert) else f"{type(owner).__name__}.{name}"
+    names = [getattr(owner, "name", type(owner).__name__), name if isinstance(name, str) else type(name).__name__]
+    full = ".".join(names)
     if full in _STATISTICS:
         return Inert(full)
     raise UnsafeCheckpointError(f"would import builtins.getattr, to use {printable(full)}{_ADVICE}")
