@@ -7,19 +7,18 @@ That saves a pass over the features in each direction, and the memory of the fea
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, cast
 
 import torch
 from mmcv.cnn.bricks import wrappers
 from mmengine.model.utils import _BatchNormXd
 from torch import Tensor, nn
-from torch.nn.modules import module as nn_module
-from torch.utils._device import DeviceContext
 from torch.utils.checkpoint import checkpoint
 
-from .tracing import is_compiling, is_recording, is_tracing
+from .tracing import has_hooks, is_compiling, is_plain, is_recording, is_tracing, is_watched
 
-__all__ = ["conv_norm", "conv_norm_sequence", "fold_weights", "has_hooks", "is_foldable", "norm_as_affine"]
+__all__ = ["conv_norm", "conv_norm_sequence", "fold_weights", "is_foldable", "norm_as_affine"]
 
 # Exact classes: a subclass computes something else (standardised or parametrised weights, sampling at offsets).
 # mmcv's own, which the types 'Conv' and 'Conv3d' stand for, differ from PyTorch's for empty inputs on torch 1.4 alone.
@@ -28,9 +27,6 @@ _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, wrappers.Conv2d, wrappers.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, _BatchNormXd)
 # As they were on import: whoever replaces one for all layers wants to be called.
 _FORWARDS = {cls: cls.forward for cls in (*_CONVS, *_NORMS)}
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_GLOBAL_HOOKS = tuple(getattr(nn_module, f"_global{hooks}") for hooks in _HOOKS)
-_PLAIN = (Tensor, nn.Parameter)
 
 
 def conv_norm(conv: Any, norm: Any, x: Tensor, fold: bool, *, checkpointed: bool = False) -> Tensor:
@@ -43,13 +39,12 @@ def conv_norm(conv: Any, norm: Any, x: Tensor, fold: bool, *, checkpointed: bool
         fold: Compute both as one convolution where that cannot be told from calling the two, but for rounding.
         checkpointed: Whether the caller is within a checkpoint, which drops what is saved here.
     """
-    if not fold or not _is_plain_call(x) or not is_foldable(conv, norm) or x.dim() != conv.weight.dim():
+    if not fold or is_watched(x) or not is_foldable(conv, norm) or x.dim() != conv.weight.dim():
         return cast(Tensor, norm(conv(x)))
     # An ordinary operation saves its inputs before it runs, so that a checkpoint need not run the last one again.
     if checkpointed or is_tracing() or not torch.is_grad_enabled():
-        weight, bias = fold_weights(
-            conv, norm, rescale_in_backward=conv.training and is_compiling() and not is_recording()
-        )
+        again = conv.training and is_compiling() and not is_recording()
+        weight, bias = fold_weights(conv, norm, rescale_in_backward=again)
         return cast(Tensor, conv._conv_forward(x, weight, bias))
     return cast(Tensor, _ScaledConv.apply(x, conv.weight, *norm_as_affine(norm, conv.bias), conv))
 
@@ -63,7 +58,7 @@ def conv_norm_sequence(layers: nn.Module, x: Tensor, fold: bool, *, checkpointed
         fold: As for ``conv_norm``.
         checkpointed: As for ``conv_norm``.
     """
-    if not fold or type(layers) is not nn.Sequential or has_hooks(layers) or not _is_plain_call(x):
+    if not fold or type(layers) is not nn.Sequential or has_hooks(layers) or is_watched(x):
         return cast(Tensor, layers(x))
     modules, index = list(layers), 0
     while index < len(modules):
@@ -82,30 +77,13 @@ def is_foldable(conv: Any, norm: Any) -> bool:
     They can where ``conv`` is an ordinary convolution, ``norm`` a batch norm that uses its running statistics, and
     nobody has hooked into either or replaced its ``forward`` or its tensors: that would not be noticed.
     """
-    return (
-        type(conv) in _CONVS
-        and type(norm) in _NORMS
-        and not norm.training
-        and norm.running_mean is not None
-        and norm.running_var is not None
-        and conv.padding_mode == "zeros"
-        and not isinstance(conv.padding, str)
-        and not has_hooks(conv)
-        and not has_hooks(norm)
-        and all(
-            tensor is None or type(tensor) in _PLAIN
-            for tensor in (conv.weight, conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var)
-        )
-    )
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody waits for the module itself to be called, or has replaced what a call does."""
-    cls: Any = type(module)
-    return (
-        any(getattr(module, hooks) for hooks in _HOOKS)
-        or any(name in vars(module) for name in ("forward", "_conv_forward", "_compiled_call_impl"))
-        or cls.forward is not _FORWARDS.get(cast(Any, cls), cls.forward)
+    if type(conv) not in _CONVS or type(norm) not in _NORMS or norm.training or norm.running_mean is None:
+        return False
+    if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        return False
+    tensors = (conv.weight, conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    return all(tensor is None or is_plain(tensor) for tensor in tensors) and not any(
+        has_hooks(layer) or type(layer).forward is not _FORWARDS[type(layer)] for layer in (conv, norm)
     )
 
 
@@ -196,13 +174,8 @@ class _ScaledConv(torch.autograd.Function):
         )
 
 
-def _is_plain_call(x: Tensor) -> bool:
-    """Whether nobody watches the calls of modules and functions, and ``x`` is a tensor of PyTorch's own kind."""
-    if type(x) not in _PLAIN or any(_GLOBAL_HOOKS):
-        return False
-    modes = 0 if is_compiling() else torch._C._len_torch_function_stack()
-    # torch.set_default_device is a mode too, which changes nothing here.
-    return all(isinstance(torch._C._get_function_stack_at(index), DeviceContext) for index in range(modes))
+# PyTorch binds the arguments of each call by the signature, and would derive it each time.
+_ScaledConv.forward.__signature__ = inspect.signature(_ScaledConv.forward)  # type: ignore[attr-defined]
 
 
 def _scaled(weight: Tensor, scale: Tensor) -> Tensor:

@@ -8,10 +8,11 @@ import torch
 from helpers import gradients, loss_of, shake
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
+from torch.func import grad, hessian, jvp, vmap
 
 from benchmarks.bench.measure import bytes_kept
 from resnet_backbone import ResNet, ResNetV1d, build_backbone
-from resnet_backbone.layers.conv_norm import conv_norm, conv_norm_sequence, fold_weights, is_foldable
+from resnet_backbone.layers.conv_norm import _ScaledConv, conv_norm, conv_norm_sequence, fold_weights, is_foldable
 
 SMALL = dict(base_channels=8)
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
@@ -160,25 +161,87 @@ def test_autocast(autocast):
     assert max(errors[0]) < 1.5 * max(errors[1])
 
 
-def conv_and_norm(dimensions=2, *, bias=False, groups=1, **arguments):
+def conv_and_norm(dimensions=2, *, bias=False, groups=1, affine=True, **arguments):
     conv = getattr(nn, f"Conv{dimensions}d")(4, 6, 3, padding=1, bias=bias, groups=groups, **arguments)
-    norm = getattr(nn, f"BatchNorm{dimensions}d")(6)
+    norm = getattr(nn, f"BatchNorm{dimensions}d")(6, affine=affine)
     return shake(nn.Sequential(conv, norm)).double().eval()
 
 
+class Folded(nn.Module):
+    def __init__(self, layers):
+        super().__init__()
+        self.conv, self.norm = layers
+
+    def forward(self, x):
+        return conv_norm(self.conv, self.norm, x, fold=True)
+
+
 @pytest.mark.parametrize("dimensions", [1, 2, 3])
-@pytest.mark.parametrize(("bias", "groups", "stride"), [(False, 1, 2), (True, 2, 1)])
-def test_gradients_and_their_gradients(dimensions, bias, groups, stride):
-    layers = conv_and_norm(dimensions, bias=bias, groups=groups, stride=stride)
-    parameters = list(layers.parameters())
+@pytest.mark.parametrize(
+    "arguments", [dict(stride=2, dilation=2), dict(bias=True, groups=2), dict(affine=False)], ids=str
+)
+def test_gradients_and_their_gradients(dimensions, arguments):
+    layers = conv_and_norm(dimensions, **arguments)
+    folded = Folded(layers)
+    names = list(dict(folded.named_parameters()))
     x = torch.randn(2, 4, *[3] * dimensions, dtype=torch.float64, requires_grad=True)
 
-    def compute(x, *_):
-        return conv_norm(layers[0], layers[1], x, fold=True)
+    def compute(x, *parameters):
+        return torch.func.functional_call(folded, dict(zip(names, parameters)), x)
 
-    torch.testing.assert_close(compute(x), layers(x))
-    assert gradcheck(compute, (x, *parameters), fast_mode=True)
-    assert gradgradcheck(compute, (x, *parameters), fast_mode=True)
+    inputs = (x, *folded.parameters())
+    out = compute(*inputs)
+    assert "ScaledConv" in type(out.grad_fn).__name__
+    torch.testing.assert_close(out, layers(x))
+    assert gradcheck(compute, inputs, fast_mode=True, check_forward_ad=True, check_batched_grad=True)
+    assert gradgradcheck(compute, inputs, fast_mode=True, check_fwd_over_rev=True)
+
+
+def test_the_function_composes_with_transforms():
+    conv = conv_and_norm(groups=2)[0].requires_grad_(False)
+    x, scale, shift = (torch.randn(*shape, dtype=torch.float64) for shape in ((3, 2, 4, 5, 5), (6,), (6,)))
+
+    def folded(x, scale):
+        return _ScaledConv.apply(x, conv.weight, scale, shift, conv)
+
+    def plain(x, scale):
+        return nn.functional.conv2d(x, conv.weight * scale.view(-1, 1, 1, 1), shift, padding=1, groups=2)
+
+    def transformed(function):
+        def loss(x, scale):
+            return function(x, scale).pow(3).sum()
+
+        yield vmap(function, (0, None))(x, scale)
+        yield vmap(grad(loss, argnums=1), (0, None))(x, scale)
+        yield from jvp(function, (x[0], scale), (x[1], shift))
+        yield hessian(loss, argnums=1)(x[0], scale)
+
+    for found, expected in zip(transformed(folded), transformed(plain)):
+        torch.testing.assert_close(found, expected)
+        assert expected.any()
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize("index", [0, 1], ids=["projection", "identity"])
+def test_checkpoint_does_not_run_the_last_convolution_again(depth, index, monkeypatch):
+    exact, folded = (backbone.layer2[index] for backbone in pair(depth=depth, with_cp=True))
+    conv2d, runs, counts = nn.functional.conv2d, [], []
+
+    def counted(*args):
+        out = conv2d(*args)  # from which a checkpoint that has all it needs jumps out
+        runs.append(args)
+        return out
+
+    monkeypatch.setattr(nn.functional, "conv2d", counted)
+    for block in (exact, folded):
+        out = block(torch.randn(1, block.inplanes, 8, 8, requires_grad=True))
+        convs = len(runs)
+        out.sum().backward()
+        counts.append((convs, len(runs) - convs))
+        runs.clear()
+    # The exact path's last norm layer needs its input.
+    assert counts[0][0] == counts[0][1]
+    assert counts[1] == (counts[0][0], counts[0][1] - 1)
 
 
 def test_fold_is_the_affine_map():
