@@ -17,16 +17,28 @@ CONFIGS = Path(mmdet.__file__).parent / ".mim" / "configs"
 @functools.cache
 def distinct_backbones(types: tuple[str, ...] = ("ResNet", "ResNetV1d")) -> dict[str, dict[str, Any]]:
     """Every distinct backbone dict of the given types, without its init_cfg, under the name of a config that has it."""
-    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    return {users[0]: backbone for users, backbone in _distinct(types)}
+
+
+@functools.cache
+def users_of_backbones(types: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """The names of all configs that have each of ``distinct_backbones``, under the same name."""
+    return {users[0]: tuple(user.partition(":")[0] for user in users) for users, _ in _distinct(types)}
+
+
+@functools.cache
+def _distinct(types: tuple[str, ...]) -> list[tuple[list[str], dict[str, Any]]]:
+    found: dict[str, tuple[list[str], dict[str, Any]]] = {}
     for path in sorted(CONFIGS.rglob("*.py")):
-        for backbone in _backbones(_model_of(path)):
+        for place, backbone in _backbones(_model_of(path)):
             name = str(backbone["type"]).removeprefix("mmdet.")
             if name not in types:
                 continue
             backbone = {key: value for key, value in backbone.items() if key not in ("init_cfg", "_scope_")}
             backbone["type"] = name
-            found.setdefault(json.dumps(backbone, sort_keys=True), (str(path.relative_to(CONFIGS)), backbone))
-    return dict(found.values())
+            user = str(path.relative_to(CONFIGS)) + (f":{place}" if place != "backbone" else "")
+            found.setdefault(json.dumps(backbone, sort_keys=True), ([], backbone))[0].append(user)
+    return list(found.values())
 
 
 @functools.cache
@@ -47,15 +59,15 @@ def _model_of(path: Path) -> dict[str, Any]:
     return config.get("model", {})
 
 
-def _backbones(node: Any) -> list[dict[str, Any]]:
-    """The backbones anywhere below a model: of its teacher, its detectors, its ReID network too."""
+def _backbones(node: Any) -> list[tuple[str, dict[str, Any]]]:
+    """The backbones anywhere below a model, of its teacher, its detectors, its neck too, each with its key."""
     if isinstance(node, (list, tuple)):
         return [backbone for item in node for backbone in _backbones(item)]
     if not isinstance(node, dict):
         return []
-    own = (
-        [node["backbone"].to_dict() if hasattr(node["backbone"], "to_dict") else dict(node["backbone"])]
-        if isinstance(node.get("backbone"), dict) and "type" in node["backbone"]
-        else []
-    )
-    return own + [backbone for key, value in node.items() for backbone in _backbones(value)]
+    own = [
+        (key, value.to_dict() if hasattr(value, "to_dict") else dict(value))
+        for key, value in node.items()
+        if key.endswith("backbone") and isinstance(value, dict) and "type" in value
+    ]
+    return own + [backbone for value in node.values() for backbone in _backbones(value)]
