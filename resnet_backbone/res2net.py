@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .arguments import check_flag
 from .blocks import Bottleneck
 from .errors import ArgumentError, check_channels, is_int
 from .layers.build import build_norm_layer
@@ -32,6 +33,7 @@ class Bottle2neck(Bottleneck):
         base_channels: ``planes`` of the first stage.
         stage_type: ``'stage'`` for the first block of a stage, which changes the resolution: its parts do not read each
             other, and where it strides, the last is averaged. ``'normal'`` for the others.
+        pool_unstrided: Average the last part of a stage's first block where that does not stride, too.
         **kwargs: The further arguments of a plain Bottleneck.
     """
 
@@ -43,6 +45,8 @@ class Bottle2neck(Bottleneck):
         base_width: int = 26,
         base_channels: int = 64,
         stage_type: str = "normal",
+        *,
+        pool_unstrided: bool = False,
         **kwargs: Any,
     ) -> None:
         if not is_int(scales) or scales < 2:
@@ -55,7 +59,7 @@ class Bottle2neck(Bottleneck):
         self.width = math.floor(planes * (base_width / base_channels))
         self._add_plugins(plugins, self.width * scales, self.width * scales, planes * self.expansion)
         self._build_conv1(self.width * scales)
-        if stage_type == "stage" and self.conv2_stride != 1:
+        if stage_type == "stage" and (self.conv2_stride != 1 or pool_unstrided):
             self.pool = avg_pool3(spatial_dims_of(self.conv_cfg), self.conv2_stride)
         cfg = self._conv3x3_cfg(self.conv2_stride)
         self.convs = nn.ModuleList(self._wide_conv(cfg, self.width) for _ in range(scales - 1))
@@ -110,6 +114,8 @@ class Res2Net(ResNet):
         avg_down: Let the shortcuts average before their 1x1 convolution instead of striding in it.
         pretrained: Deprecated; see ``ResNet``.
         init_cfg: mmengine's initialisation config.
+        pool_unstrided: Average the last part in the first block of the first stage, too, which does not stride. The
+            authors' code and timm do, mmdet does not: true for weights of theirs.
         **kwargs: The further arguments of ``ResNet``; ``depth`` is 50, 101 or 152.
 
     Raises:
@@ -137,13 +143,17 @@ class Res2Net(ResNet):
         avg_down: bool = True,
         pretrained: str | None = None,
         init_cfg: Any = None,
+        *,
+        pool_unstrided: bool = False,
         **kwargs: Any,
     ) -> None:
         check_channels("base_width", base_width)
+        check_flag("pool_unstrided", pool_unstrided)
         if style != "pytorch":
             raise ArgumentError(f"style must be 'pytorch' for Res2Net, got {style!r}")
         self.scales = scales
         self.base_width = base_width
+        self.pool_unstrided = pool_unstrided
         super().__init__(
             style=style, deep_stem=deep_stem, avg_down=avg_down, pretrained=pretrained, init_cfg=init_cfg, **kwargs
         )
@@ -154,4 +164,10 @@ class Res2Net(ResNet):
         Args:
             **kwargs: The arguments of ``ResLayer``.
         """
-        return Res2Layer(scales=self.scales, base_width=self.base_width, base_channels=self.base_channels, **kwargs)
+        return Res2Layer(
+            scales=self.scales,
+            base_width=self.base_width,
+            base_channels=self.base_channels,
+            pool_unstrided=self.pool_unstrided,
+            **kwargs,
+        )

@@ -58,6 +58,8 @@ class Architecture(NamedTuple):
     def name(self) -> str:
         """What people call it, such as ``'ResNet-50'`` or ``'ResNeXt-101 32x8d'``."""
         number = str(self.depth or f"like network of {'-'.join(map(str, self.blocks))} blocks")
+        if self.bottleneck and self.width == 4 * self.base_channels:
+            return f"RegNet of {'-'.join(map(str, self.blocks))} blocks"
         if self.groups > 1:
             return f"ResNeXt-{number} {self.groups}x{self.width // self.groups}d"
         if self.bottleneck and self.width == 2 * self.base_channels:

@@ -152,7 +152,7 @@ def match_state_dict(
         value = tensors.pop(common, None)
         if value is None:
             if not name.endswith(_IGNORED):
-                (result.added if _is_added(name, common, added, tensors, network) else result.missing).append(name)
+                (result.added if _is_added(name, common, added, ours, network) else result.missing).append(name)
             continue
         if name.endswith(_IGNORED) and value.numel() == 1:
             # One number; formats without scalars store it as a vector.
@@ -183,13 +183,15 @@ def _added_names(backbone: nn.Module, names: set[str]) -> set[str]:
     return {name for name in names if name.startswith(tuple(prefixes))}
 
 
-def _is_added(name: str, common: str, plugins: set[str], rest: Mapping[str, Tensor], network: SourceNetwork) -> bool:
+def _is_added(name: str, common: str, plugins: set[str], ours: Mapping[str, str], network: SourceNetwork) -> bool:
     """Whether a tensor belongs to a part that pretrained files never have."""
-    if name in plugins:
+    # DetectoRS's second look takes features that a classifier has not.
+    if name in plugins or ".rfp_conv." in name:
         return True
     # What an operator that took a convolution's place has beyond it: offsets, masks, switches.
-    match = re.match(r"(.*\bconv\d)\.(?!weight$|bias$)", common)
-    return match is not None and f"{match[1]}.weight" in network.tensors
+    match = re.match(r"(.*\bconv\d?|.*\bconvs\.\d+)\.(?!weight$|bias$)", common)
+    weight = match and f"{match[1]}.weight"
+    return weight in network.tensors and weight in ours.values()
 
 
 def _adapt_input(

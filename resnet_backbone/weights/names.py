@@ -187,6 +187,8 @@ def _torchvision_name(key: str) -> str:
         return f"stem.{'norm' if index % 3 else 'conv'}{index // 3 + 1}.{key[match.end() :]}"
     if match := re.match(r"(conv1|(?:bn|gn|in|ln|norm|norm_layer)1)\.", key):
         return f"stem.{'conv1' if match[1] == 'conv1' else 'norm'}.{key[match.end() :]}"
+    # timm's squeeze-and-excitation; mmpretrain's is the plugin SELayer, as ours.
+    key = re.sub(r"^(layer\d+\.\d+\.)se\.fc([12])\.", r"\1se_layer.conv\2.conv.", key)
     # mmdet's checkpoints of before mmcv's version 2 have the offsets of a deformable convolution beside it.
     key = re.sub(r"^(layer\d+\.\d+\.conv\d)_offset\.", r"\1.conv_offset.", key)
     return re.sub(r"^(layer\d+\.(?:branches\.\d+\.)?\d+\.)(?:bn|gn|in|ln|norm|norm_layer)(\d)(?=\.)", r"\1norm\2", key)
@@ -258,6 +260,17 @@ def _regnet_name(key: str) -> str:
     if not match or match[3] not in _REGNET_LAYERS:
         return key
     return f"layer{match[1]}.{_plus(match[2], -1)}.{_REGNET_LAYERS[match[3]]}.{match[4]}"
+
+
+def _torchvision_regnet_name(key: str) -> str:
+    if match := re.fullmatch(r"stem\.([01])\.(\w+)", key):
+        return f"stem.{'norm1' if match[1] == '1' else 'conv1'}.{match[2]}"
+    match = re.fullmatch(r"trunk_output\.block(\d)\.block\d-(\d+)\.(?:proj|f\.([abc]))\.([01])\.(\w+)", key)
+    if not match:
+        return key
+    stage, block, letter, norm, rest = match.groups()
+    layer = f"downsample.{norm}" if letter is None else f"{'norm' if norm == '1' else 'conv'}{' abc'.index(letter)}"
+    return f"layer{stage}.{block}.{layer}.{rest}"
 
 
 def _transformers_name(key: str) -> str:
@@ -381,6 +394,7 @@ SCHEMES: tuple[NamingScheme, ...] = (
     NamingScheme("Caffe2", "res2_0_branch2a_w", _caffe2_name),
     NamingScheme("pycls", "s1.b1.f.a.weight", _regnet_name),
     NamingScheme("timm RegNet", "s1.b1.conv1.conv.weight", _regnet_name),
+    NamingScheme("torchvision RegNet", "trunk_output.block1.block1-0.f.a.0.weight", _torchvision_regnet_name),
     NamingScheme("transformers", "encoder.stages.0.layers.0.layer.0.convolution.weight", _transformers_name),
     NamingScheme("mmaction2", "layer1.0.conv1.conv.weight", _conv_module_name),
     NamingScheme("torchvision's video ResNets", "layer1.0.conv1.0.weight", _video_name),

@@ -10,12 +10,11 @@ import mmdet.models.backbones as reference
 import pytest
 import torch
 from backbone_dicts import distinct_backbones, users_of_backbones
-from equality import assert_bit_exact, assert_same_results, run, seeded, shake
+from equality import assert_bit_exact, seeded
 from mmengine.model import revert_sync_batchnorm
 from torch import nn
 
 import resnet_backbone
-from resnet_backbone.layers.dcn_types import OWN_TYPES
 
 TYPES = ("ResNeXt", "RegNet", "Res2Net", "ResNeSt", "DetectoRS_ResNet", "DetectoRS_ResNeXt", "TridentResNet")
 DICTS = distinct_backbones(TYPES)
@@ -56,7 +55,9 @@ def test_backbone_of_a_shipped_config(name, bit_exact):
     cfg = DICTS[name]
     ours, theirs = pair(cfg)
     assert [type(m).__name__ for m in ours.modules()] == [type(m).__name__ for m in theirs.modules()]
-    names = [key for key in vars(theirs) if not key.startswith("_") and key not in ("block", "dcn", "drawn_after")]  # dcn: mmdet pops from it
+    names = [
+        key for key in vars(theirs) if not key.startswith("_") and key not in ("block", "dcn", "drawn_after")
+    ]  # dcn: mmdet pops from it
     assert [key for key in names if getattr(ours, key) != getattr(theirs, key)] == []
     # SyncBN refuses to train on a CPU: there mmdet's users turn it into BN.
     assert_bit_exact(revert_sync_batchnorm(ours), revert_sync_batchnorm(theirs), batch(cfg))

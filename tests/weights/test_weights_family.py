@@ -1,0 +1,141 @@
+"""The weights of ResNet's relatives, from torchvision and timm: loaded, they compute the same features."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+import torchvision
+from helpers import shake
+from timm.layers import SEModule
+from timm.models import regnet as timm_regnet
+from timm.models.res2net import Bottle2neck
+from timm.models.resnest import ResNestBottleneck
+from timm.models.resnet import Bottleneck, ResNet
+from torchvision.models.regnet import BlockParams, RegNet
+
+from resnet_backbone import build_backbone, load_pretrained
+
+BLOCKS = [3, 4, 6, 3]
+DESIGN = dict(depth=8, w_0=16, w_a=12.0, w_m=1.8, group_width=8)
+REGNET = dict(type="RegNet", arch=dict(w0=16, wa=12.0, wm=1.8, group_w=8, depth=8, bot_mul=1.0))
+# torchvision rounds the last stage's 392 channels to 400, pycls, timm and mmdet to 384.
+TORCHVISION_400MF = dict(w0=24, wa=24.6, wm=2.546, group_w=16, depth=22, bot_mul=1.0)
+# timm's stem has 64 channels, whatever the stages have.
+RESNEXT = dict(type="ResNeXt", depth=50, groups=4, base_width=4, base_channels=8, stem_channels=64)
+# timm makes it a multiple of 8 channels: a fourth of 32, 64, 128 and 256 is.
+SE = [dict(cfg=dict(type="SELayer", ratio=4), position="after_conv3")]
+RES2NET = dict(type="Res2Net", depth=50, base_width=14, scales=4, base_channels=16)
+
+
+def timm_resnet(block=Bottleneck, base=8, **arguments):
+    channels = [base * 2**stage for stage in range(4)]
+    return ResNet(
+        block, BLOCKS, channels=channels, stem_width=arguments.pop("stem_width", base), num_classes=3, **arguments
+    )
+
+
+def timm_levels(model, x):
+    x = model.maxpool(model.act1(model.bn1(model.conv1(x))))
+    levels = []
+    for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
+        x = stage(x)
+        levels.append(x)
+    return levels
+
+
+def torchvision_regnet_levels(model, x):
+    x, levels = model.stem(x), []
+    for stage in model.trunk_output:
+        x = stage(x)
+        levels.append(x)
+    return levels
+
+
+def timm_regnet_levels(model, x):
+    x, levels = model.stem(x), []
+    for name in ("s1", "s2", "s3", "s4"):
+        x = getattr(model, name)(x)
+        levels.append(x)
+    return levels
+
+
+SPLIT = dict(radix=2, avd=True, avd_first=False)
+PAIRS = {
+    "torchvision RegNetX": (
+        lambda: RegNet(BlockParams.from_init_params(se_ratio=None, **DESIGN)),
+        torchvision_regnet_levels,
+        REGNET,
+    ),
+    "timm RegNetX": (
+        lambda: timm_regnet.RegNet(timm_regnet.RegNetCfg(depth=8, w0=16, wa=12.0, wm=1.8, group_size=8)),
+        timm_regnet_levels,
+        REGNET,
+    ),
+    "timm ResNeXt": (lambda: timm_resnet(cardinality=4, base_width=32), timm_levels, RESNEXT),
+    "timm SE-ResNeXt": (
+        lambda: timm_resnet(
+            cardinality=4, base_width=32, block_args=dict(attn_layer=partial(SEModule, rd_ratio=1 / 4))
+        ),
+        timm_levels,
+        dict(RESNEXT, plugins=SE),
+    ),
+    "timm Wide ResNet": (
+        lambda: timm_resnet(base_width=128),
+        timm_levels,
+        dict(type="ResNet", depth=50, base_channels=8, stem_channels=64, base_width=16),
+    ),
+    "timm Res2Net": (
+        lambda: timm_resnet(Bottle2neck, base_width=112, block_args=dict(scale=4)),
+        timm_levels,
+        dict(RES2NET, base_channels=8, stem_channels=64, deep_stem=False, avg_down=False, pool_unstrided=True),
+    ),
+    "timm Res2Net-D": (
+        lambda: timm_resnet(
+            Bottle2neck, base=16, base_width=56, block_args=dict(scale=4), stem_type="deep", stem_width=8, avg_down=True
+        ),
+        timm_levels,
+        dict(RES2NET, pool_unstrided=True),
+    ),
+    "timm ResNeSt": (
+        lambda: timm_resnet(ResNestBottleneck, base=8, block_args=SPLIT, stem_type="deep", stem_width=4, avg_down=True),
+        timm_levels,
+        dict(type="ResNeSt", depth=50, base_channels=8),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_weights_give_the_same_features(name):
+    build, levels_of, cfg = PAIRS[name]
+    model = shake(build()).eval()
+    backbone = build_backbone(dict(cfg)).eval()
+    report = load_pretrained(backbone, model.state_dict())
+    assert set(report.loaded) >= {key for key, _ in backbone.named_parameters()}
+    x = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        expected, levels = levels_of(model, x), backbone(x)
+    for level, reference in zip(levels, expected, strict=True):
+        assert (level - reference).norm() <= 1e-5 * reference.norm()
+
+
+@pytest.mark.parametrize(
+    ("name", "cfg"),
+    [
+        ("resnext50_32x4d", dict(type="ResNeXt", depth=50, groups=32, base_width=4)),
+        ("resnext101_32x8d", dict(type="ResNeXt", depth=101, groups=32, base_width=8)),
+        ("resnext101_64x4d", dict(type="ResNeXt", depth=101, groups=64, base_width=4)),
+        ("wide_resnet50_2", dict(type="ResNet", depth=50, base_width=128)),
+        ("wide_resnet101_2", dict(type="ResNet", depth=101, base_width=128)),
+        ("regnet_x_400mf", dict(type="RegNet", arch=TORCHVISION_400MF)),
+        ("regnet_x_3_2gf", dict(type="RegNet", arch="regnetx_3.2gf")),
+    ],
+)
+def test_shapes_are_those_of_torchvision(name, cfg):
+    # torchvision computes the widths of a RegNet with tensors, which need values.
+    with torch.device("cpu" if name.startswith("regnet") else "meta"):
+        model = torchvision.models.get_model(name)
+        backbone = build_backbone(cfg)
+    theirs = sum(value.numel() for key, value in model.state_dict().items() if not key.startswith("fc."))
+    assert sum(value.numel() for value in backbone.state_dict().values()) == theirs
