@@ -72,7 +72,7 @@ def load_pretrained(
         >>> report = load_pretrained(ResNet(depth=18), "torchvision://resnet18")  # doctest: +SKIP
         >>> print(report)  # doctest: +SKIP
     """
-    _check_arguments(backbone, source, prefix, map_location, sha256)
+    _check_arguments(backbone, source, prefix, sha256)
     check_input_channels(input_channels)
     backbone = find_backbone(backbone)
     if isinstance(source, Mapping):
@@ -114,7 +114,7 @@ def find_backbone(module: nn.Module) -> nn.Module:
     return module.get_submodule(max(paths, key=len))
 
 
-def _check_arguments(backbone: Any, source: Any, prefix: Any, map_location: Any, sha256: Any) -> None:
+def _check_arguments(backbone: Any, source: Any, prefix: Any, sha256: Any) -> None:
     if not isinstance(backbone, nn.Module):
         raise ArgumentTypeError(f"backbone must be a torch.nn.Module, got {backbone!r}")
     if prefix is not None and not isinstance(prefix, str):
@@ -123,12 +123,6 @@ def _check_arguments(backbone: Any, source: Any, prefix: Any, map_location: Any,
         raise ArgumentTypeError("source must be a state dict, a path or a name, got a module: pass its state_dict()")
     if isinstance(source, Mapping) and sha256 is not None:
         raise ArgumentError(f"sha256 is for files, and source is a state dict: got sha256={sha256!r}")
-    if isinstance(map_location, (str, torch.device)):
-        try:
-            torch.empty(0, device=map_location)
-        except Exception as error:
-            reason = " ".join(str(error).split())
-            raise ArgumentError(f"map_location={str(map_location)!r} cannot be used here: {reason}") from error
     for name, value in backbone.state_dict().items():
         if value.is_meta:
             raise MismatchError(

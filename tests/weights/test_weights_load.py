@@ -135,17 +135,19 @@ def test_wrong_arguments(state, source):
 
 
 def test_sharded_tensors_are_named(process_group, state):
+    tensor = pytest.importorskip("torch.distributed.tensor", reason="this PyTorch has no public DTensor")
+    fsdp = pytest.importorskip("torch.distributed.fsdp")
+    if not hasattr(fsdp, "fully_shard"):
+        pytest.skip("this PyTorch has no fully_shard")
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-    from torch.distributed.tensor import Shard, distribute_tensor
 
     mesh = init_device_mesh("cpu", (1,))
     name = "layer2.0.conv1.weight"
-    sharded = {**state, name: distribute_tensor(state[name], mesh, [Shard(0)])}
+    sharded = {**state, name: tensor.distribute_tensor(state[name], mesh, [tensor.Shard(0)])}
     with pytest.raises(CheckpointError, match=rf"{name} is a DTensor.*full_tensor\(\)"):
         load_pretrained(ResNet(**NARROW), sharded)
     with pytest.raises(MismatchError, match="load before fully_shard"):
-        load_pretrained(fully_shard(ResNet(**NARROW), mesh=mesh), state)
+        load_pretrained(fsdp.fully_shard(ResNet(**NARROW), mesh=mesh), state)
 
 
 def test_quantised_tensors_are_named(state):

@@ -576,12 +576,12 @@ def test_folders(tmp_path, state):
     assert load_pretrained(ResNet(depth=18, base_channels=8), tmp_path).loaded
 
 
-def test_distributed_checkpoint_is_named(tmp_path, state):
-    import torch.distributed.checkpoint as dcp
-
-    dcp.save(state, checkpoint_id=tmp_path / "dcp", no_dist=True)
-    with pytest.raises(CheckpointError, match=r"dcp_to_torch .*dcp FILE"):
-        load_pretrained(ResNet(depth=18, base_channels=8), tmp_path / "dcp")
+def test_distributed_checkpoint_is_named(tmp_path):
+    # What torch.distributed.checkpoint writes.
+    (tmp_path / ".metadata").touch()
+    (tmp_path / "__0_0.distcp").touch()
+    with pytest.raises(CheckpointError, match=rf"dcp_to_torch {tmp_path} FILE"):
+        load_pretrained(ResNet(depth=18, base_channels=8), tmp_path)
 
 
 def test_hub_repository_of_shards(repository, tmp_path, state):
