@@ -167,23 +167,24 @@ def _with_width(architecture: Architecture) -> str:
     return name if base == 64 else f"{name} with base_channels={base}"
 
 
-# Networks that are close to a ResNet and are none of this package's, by a key that only they have.
-_OTHER_NETWORKS: tuple[tuple[str, str], ...] = (
+# Networks that are close to a ResNet and are not one of this package's, by what only their keys hold. Each key stands
+# between line feeds.
+_OTHER_NETWORKS: tuple[tuple[tuple[str, ...], str], ...] = (
     (
-        r"(^|\.)attnpool\.|^conv3\.weight$",
+        ("attnpool.", "\nconv3.weight\n"),
         "CLIP's ResNet, which averages in place of each stride: no ResNet of this package computes it. "
         "torchvision://resnet50 and timm://resnet50.a1_in1k are ordinary ones",
     ),
     (
-        r"(^|\.)layer1\.0\.conv1\.0\.0\.weight$|\.conv_b\.conv_t\.weight$",
+        ("layer1.0.conv1.0.0.weight\n", ".conv_b.conv_t.weight\n"),
         "an R(2+1)D network, whose convolutions are split into space and time: no ResNet of this package computes it",
     ),
     (
-        r"(^|[./])(root/conv2d|root_conv|block1/unit01|block1\.unit01)|(^|\.)stages\.0\.blocks\.0\.norm1\.weight$",
+        ("block1/unit01", "block1.unit01", "stages.0.blocks.0.norm1.weight\n"),
         "a ResNetV2 (BiT and others), which normalises before each convolution: no ResNet of this package computes it. "
         "timm://resnet50.a1_in1k is an ordinary one",
     ),
-    (r"(^|/)conv2_block1_1_conv(/|$)", "Keras' ResNet: its release for PyTorch is torchvision://resnet50"),
+    (("conv2_block1_1_conv",), "Keras' ResNet: its release for PyTorch is torchvision://resnet50"),
 )
 
 
@@ -193,5 +194,5 @@ def other_network(keys: Iterable[str]) -> str | None:
     Args:
         keys: The keys of the network, without its prefix, or of a whole state dict.
     """
-    keys = list(keys)
-    return next((what for pattern, what in _OTHER_NETWORKS if any(re.search(pattern, key) for key in keys)), None)
+    text = "\n{}\n".format("\n".join(keys))
+    return next((what for signs, what in _OTHER_NETWORKS if any(sign in text for sign in signs)), None)

@@ -29,7 +29,7 @@ _PREFIXES = ("encoder_q.", "base_encoder.", "backbone.", "")
 # More networks than this in one file are not compared with the backbone one by one.
 _MAX_NETWORKS = 64
 # No parameter has a longer name.
-_MAX_KEY_LENGTH = 500
+_MAX_KEY_LENGTH = 300
 
 
 class FoundNetwork(NamedTuple):

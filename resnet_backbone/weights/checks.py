@@ -194,6 +194,9 @@ def _config_differences(facts: WeightFacts, backbone: nn.Module) -> Iterator[str
         return
     for name, default in _FUNCTION.items():
         theirs, ours = config.get(name, default), getattr(backbone, name, default)
+        # The file may say anything.
+        if not (theirs is None or isinstance(theirs, (bool, list, tuple))) or (not theirs and default):
+            continue
         theirs, ours = (tuple(value) if isinstance(value, (list, tuple)) else value for value in (theirs, ours))
         # Stages that only one of the two has do not count.
         pairs = zip(theirs, ours) if isinstance(theirs, tuple) and isinstance(ours, tuple) else [(theirs, ours)]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 __all__ = ["FileConfig", "read_config"]
 
 # Longer than any config, and short enough to be parsed quickly.
-_MAX_LENGTH = 500_000
+_MAX_LENGTH = 200_000
 
 
 class FileConfig(NamedTuple):

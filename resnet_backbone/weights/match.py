@@ -30,6 +30,8 @@ InputChannels = Literal["repeat", "red", "zeros"] | Mapping[int, "int | str"]
 
 Shape = tuple[int, ...]
 _COLOURS = ("red", "green", "blue")
+# Other dtypes cannot be computed with.
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _IGNORED = "num_batches_tracked"
 
 
@@ -266,7 +268,7 @@ def _unfold(
         norm = ours[name].removesuffix(".running_var")
         bias = tensors.get(f"{conv}.bias")
         weight = tensors.get(f"{conv}.weight")
-        if weight is None or not weight.dim() >= 3:
+        if weight is None or not weight.dim() >= 3 or weight.dtype not in _FLOATS:
             continue
         bare = f"{norm}.weight" not in tensors and bias is not None
         if bare:
@@ -278,7 +280,7 @@ def _unfold(
             tensors[f"{norm}.running_var"] = torch.full_like(tensors[f"{norm}.weight"], 1 - eps, dtype=torch.float32)
             folded += 1
         mean = tensors.get(f"{norm}.running_mean")
-        if bias is not None and mean is not None and mean.shape == bias.shape:
+        if bias is not None and mean is not None and _can_be_subtracted(mean, bias):
             tensors[f"{norm}.running_mean"] = mean - tensors.pop(f"{conv}.bias")
             biases += 1
     result.folded = folded > 0
@@ -286,6 +288,10 @@ def _unfold(
         result.changes.append(f"{folded} folded norm layers given mean 0 and variance 1 - eps: the same outputs")
     if biases:
         result.changes.append(f"the biases of {biases} convolutions moved into the running means of their norm layers")
+
+
+def _can_be_subtracted(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.dtype in _FLOATS and other.dtype in _FLOATS
 
 
 def _conv_of(common: str) -> str:

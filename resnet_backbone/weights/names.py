@@ -408,18 +408,15 @@ SCHEMES: tuple[NamingScheme, ...] = (
     NamingScheme("Multi-Scale-1D-ResNet", "layer3x3_1.0.conv1.weight", _multi_scale_name),
 )
 
-# Who writes torchvision's names with others beside them, told by the keys of the whole state dict.
-_SIGNS: tuple[tuple[str, str], ...] = (
-    (r"(^|\.)(module\.)?encoder_q\.", "MoCo"),
-    (r"(^|\.)(module\.)?base_encoder\.", "MoCo v3"),
-    (r"(^|\.)prototypes\.", "SwAV"),
-    (r"(^|\.)head\.last_layer\.", "DINO"),
-    (r"(^|\.)expander\.|(^|\.)projector\.\d+\.", "Barlow Twins or VICReg"),
-    (r"^backbone\.bottom_up\.", "detectron2"),
-    (r"^backbone\.body\.", "torchvision's detectors"),
-    (r"^(module\.)?backbone\.|(^|\.)stem\.0\.(conv\.)?weight$", "mmdet, mmpretrain or mmseg"),
-    (r"(^|\.)conv1\.0\.weight$", "timm, deep stem"),
-)
+# Who writes torchvision's names with others beside them, told by a part of a key.
+_SIGNS = {
+    "encoder_q": "MoCo",
+    "base_encoder": "MoCo v3",
+    "prototypes": "SwAV",
+    "last_layer": "DINO",
+    "expander": "Barlow Twins or VICReg",
+    "projector": "Barlow Twins or VICReg",
+}
 
 
 def source_name(match: PrefixMatch, keys: Iterable[str]) -> str:
@@ -431,8 +428,15 @@ def source_name(match: PrefixMatch, keys: Iterable[str]) -> str:
     """
     if match.scheme.name != "torchvision":
         return match.scheme.name
-    keys = list(keys)
-    for pattern, name in _SIGNS:
-        if any(re.search(pattern, key) for key in keys):
-            return name
-    return "torchvision or timm"
+    keys = set(keys)
+    parts = {part for key in keys for part in key.split(".")}
+    prefix = match.prefix.removeprefix("module.")
+    stem = {f"{match.prefix}stem.0.weight", f"{match.prefix}stem.0.conv.weight"}
+    signs = (
+        *((part in parts, name) for part, name in _SIGNS.items()),
+        (prefix.startswith("backbone.bottom_up."), "detectron2"),
+        (prefix.startswith("backbone.body."), "torchvision's detectors"),
+        (prefix.startswith("backbone.") or bool(stem & keys), "mmdet, mmpretrain or mmseg"),
+        (f"{match.prefix}conv1.0.weight" in keys, "timm, deep stem"),
+    )
+    return next((name for found, name in signs if found), "torchvision or timm")

@@ -146,13 +146,19 @@ def _of_mapping(values: Any) -> Preprocessing | None:
     if not isinstance(values, Mapping):
         return None
     try:
-        mean, std = (tuple(float(value) for value in values[key]) for key in ("mean", "std"))
+        mean, std = (tuple(map(float, _sequence(values[key]))) for key in ("mean", "std"))
         rgb = values["bgr_to_rgb"] if "bgr_to_rgb" in values else values["to_rgb"]
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
     if not 0 < len(mean) == len(std) or not all(map(math.isfinite, mean + std)) or not isinstance(rgb, bool):
         return None
     return Preprocessing(mean, std, rgb)
+
+
+def _sequence(value: Any) -> list[Any] | tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise TypeError
+    return value
 
 
 def _of_detectron2(checkpoint: Any, network: SourceNetwork) -> Preprocessing | None:

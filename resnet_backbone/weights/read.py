@@ -336,7 +336,8 @@ def _tensor(value: Any) -> Tensor | None:
         return value.detach() if value.layout is torch.strided and not value.is_nested else None
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
         try:
-            return torch.from_numpy(value)
+            # PyTorch takes neither other byte orders nor negative strides.
+            return torch.from_numpy(value.astype(value.dtype.newbyteorder("="), order="C", copy=False))
         except TypeError:  # a dtype that this version of PyTorch does not have
             return None
     return None

@@ -157,6 +157,26 @@ def test_quantised_tensors_are_named(state):
         load_pretrained(ResNet(**NARROW), {**state, name: quantised})
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda array: array.astype(array.dtype.newbyteorder()),
+        lambda array: np.ascontiguousarray(array[..., ::-1])[..., ::-1],
+        lambda array: np.asfortranarray(array),
+    ],
+)
+def test_arrays_of_other_layouts(change, state):
+    backbone = ResNet(**NARROW)
+    load_pretrained(backbone, {name: change(value.numpy()) if value.dim() else value for name, value in state.items()})
+    assert holds(backbone, state)
+
+
+def test_long_keys_that_are_no_names(state):
+    long = {"layer1.0." + "downsample.1." * 37 + str(number): torch.zeros(1) for number in range(20_000)}
+    with_dots = {"0." * 140 + str(number): torch.zeros(1) for number in range(20_000)}
+    assert len(load_pretrained(ResNet(**NARROW), {**state, **long, **with_dots}).loaded) == len(state)
+
+
 # Averaged weights
 
 
@@ -322,6 +342,7 @@ def test_configs_that_say_nothing(config, state):
         {"preprocessing": 3, "style": []},
         {"preprocessing": {"mean": [1]}, "style": "\x1b[2J"},
         {"preprocessing": {"mean": [1], "std": {}, "bgr_to_rgb": "yes"}},
+        {"preprocessing": {"mean": "123", "std": "111", "bgr_to_rgb": True}},
         {"preprocessing": {"mean": [10**5000], "std": [1], "bgr_to_rgb": True}},
     ],
 )
@@ -412,6 +433,12 @@ def test_differences_that_the_files_config_tells(state):
     assert not load_pretrained(same, checkpoint).warnings
     fewer = ResNet(**NARROW, num_stages=2, dilations=(1, 1), strides=(1, 2), out_indices=(1,))
     assert not load_pretrained(fewer, checkpoint).warnings
+
+
+@pytest.mark.parametrize("value", ["3", "{}", "()", "'abc'", "dilations", "((1,), 2)"])
+def test_configs_that_make_no_sense(value, state):
+    config = f"model = dict(backbone=dict(type='ResNet', strides={value}, dilations={value}, conv_cfg={value}))"
+    assert load_pretrained(ResNet(**NARROW), saved(config, state)).loaded
 
 
 def test_style_that_the_files_config_tells():
