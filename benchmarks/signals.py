@@ -96,9 +96,9 @@ def measure(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, tu
 def compare(batch: int, leads: int, samples: int, repeats: int) -> None:
     """Measure one shape; print a line for inference and one for training."""
     torch.manual_seed(0)
-    ours = MultiScaleResNet1d(in_channels=leads, num_classes=5)
+    ours = MultiScaleResNet1d(in_channels=leads, num_classes=5, stem_stride=4, strides=(2, 2, 2))
     hand = ByHand(leads, 5).load(ours)
-    deployed = MultiScaleResNet1d(in_channels=leads, num_classes=5)
+    deployed = MultiScaleResNet1d(in_channels=leads, num_classes=5, stem_stride=4, strides=(2, 2, 2))
     deployed.load_state_dict(ours.state_dict())
     deployed.eval().switch_to_deploy()
     x = torch.randn(batch, leads, samples)

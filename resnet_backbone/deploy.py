@@ -118,7 +118,7 @@ def _takes_bias(layer: nn.Module) -> bool:
     return type(layer).__name__ in (ModulatedDeformConv2dPack.__name__, "TridentConv")
 
 
-def freeze_weights(compiled: Callable[[Tensor], Levels]) -> Callable[[Tensor], Levels]:
+def freeze_weights(compiled: Callable[..., Levels]) -> Callable[..., Levels]:
     """Return a compiled backbone's call with the weights as constants on CPUs, laid out for inductor's kernels.
 
     Inductor's own option, ``torch.compile(options={"freezing": True})``, takes effect too late: dynamo, which reads the
@@ -130,11 +130,11 @@ def freeze_weights(compiled: Callable[[Tensor], Levels]) -> Callable[[Tensor], L
     """
     from torch._inductor import config
 
-    def call(x: Tensor) -> Levels:
+    def call(x: Tensor, *args: Any, **kwargs: Any) -> Levels:
         if x.device.type != "cpu" or x.requires_grad:
-            return compiled(x)
+            return compiled(x, *args, **kwargs)
         with config.patch(freezing=True), torch.no_grad():
-            return compiled(x)
+            return compiled(x, *args, **kwargs)
 
     return call
 

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, is_grad_enabled, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.utils import _single
+from torch.utils.checkpoint import checkpoint
 
-from .blocks import BasicBlock
+from .blocks import BasicBlock, Bottleneck, ResidualBlock
 from .errors import ArgumentError, ArgumentTypeError, check_channels, is_int
+from .layers.build import layer_type
 from .layers.dimensions import spatial_dims_of
-from .layers.tracing import untyped_at_runtime
+from .layers.tracing import is_recording, is_tracing, untyped_at_runtime
 from .res_layer import ResLayer
 from .resnet import ResNet
 
@@ -28,11 +31,99 @@ FUSIONS = ("concat", "sum")
 PADDINGS = ("same", "reference")
 
 
-class CroppingBlock(BasicBlock):
+class Padded(NamedTuple):
+    """Features of signals of unequal length, with zeros behind the end of each.
+
+    Attributes:
+        features: Tensor of shape ``(N, C, L)``.
+        lengths: Number of positions of each signal, ``(N,)``.
+    """
+
+    features: Tensor
+    lengths: Tensor
+
+    def apply(self, *layers: nn.Module) -> Padded:
+        """Apply layers one after the other, each as to every signal alone."""
+        return reduce(_apply_to_padded, layers, self)
+
+    def mask(self) -> Tensor:
+        """Whether a position belongs to the signal: ``(N, L)``."""
+        return torch.arange(self.features.shape[-1], device=self.features.device) < self.lengths[:, None]
+
+    def without_padding(self) -> Padded:
+        """Set what lies behind the signals' ends to zero, NaNs included."""
+        return self._replace(features=self.features.masked_fill(~self.mask()[:, None], 0))
+
+    def mean(self) -> Tensor:
+        """Average over each signal: ``(N, C)``."""
+        return self.features.sum(dim=-1) / self.lengths[:, None]
+
+
+def _apply_to_padded(x: Padded, layer: nn.Module) -> Padded:
+    if isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None):
+        # The statistics of the batch are those of the signals' own positions.
+        mask = x.mask()
+        normed = layer(x.features.transpose(1, 2)[mask])
+        out = normed.new_zeros(*mask.shape, normed.shape[-1]).masked_scatter(mask[..., None], normed)
+        return x._replace(features=out.transpose(1, 2))
+    features, lengths = layer(x.features), x.lengths
+    if isinstance(layer, nn.AvgPool1d):
+        # Positions behind the end do not count: neither in the sum, as zeros, nor in what it is divided by.
+        (size,) = _single(layer.kernel_size)
+        share = layer(x.mask().to(features.dtype)[:, None])
+        features, lengths = features / share.clamp(min=1 / size), (lengths + size - 1) // size
+    elif hasattr(layer, "kernel_size"):
+        size, stride, padding, dilation = _geometry(layer)
+        lengths = (lengths + 2 * padding - dilation * (size - 1) - 1) // stride + 1
+    return Padded(features, lengths).without_padding()
+
+
+class Block1d(ResidualBlock):
+    """What lets a residual block take signals of unequal length."""
+
+    @untyped_at_runtime
+    def forward(self, x: Tensor | Padded) -> Tensor | Padded:  # type: ignore[override]
+        """Compute the block.
+
+        Args:
+            x: Features of shape ``(N, inplanes, L)``; or those of signals of unequal length.
+        """
+        if not isinstance(x, Padded):
+            return super().forward(x)
+        if self.with_cp and is_grad_enabled() and not is_recording(x.features) and self._may_checkpoint(x.features):
+            return checkpoint(self._forward_padded, x, use_reentrant=False)
+        return self._forward_padded(x)
+
+    def _forward_padded(self, x: Padded) -> Padded:
+        layers: list[nn.Module] = []
+        for conv, norm in self.conv_norm_names:
+            layers += [getattr(self, conv), getattr(self, norm), self.relu]
+        out = x.apply(*layers[:-1])
+        shortcut = x if self.downsample is None else x.apply(*cast(nn.Sequential, self.downsample))
+        # Cropped where the reference's padding has shortened the residual branch.
+        features = out.features + shortcut.features[..., : out.features.shape[-1]]
+        return out._replace(features=features).without_padding().apply(self.relu)
+
+
+class BasicBlock1d(Block1d, BasicBlock):
+    """A BasicBlock for signals."""
+
+    conv_norm_names = BasicBlock.conv_norm_names  # which is the order of forward here, too
+
+
+class Bottleneck1d(Block1d, Bottleneck):
+    """A Bottleneck for signals."""
+
+    conv_norm_names = Bottleneck.conv_norm_names
+
+
+class CroppingBlock(Block1d, BasicBlock):
     """A BasicBlock that pads by 1 whatever its kernel size, and crops its shortcut's end to what is left.
 
     The block of the public reference's branches. A kernel of 3 makes it an ordinary BasicBlock.
     """
+
+    conv_norm_names = BasicBlock.conv_norm_names
 
     def _padding(self, dilation: int) -> int:
         return 1
@@ -63,7 +154,7 @@ class MultiScaleStage(nn.Module):
         Args:
             x: Each branch's features of shape ``(N, C, L)``; or one tensor, such as the stem's, for all.
         """
-        inputs = (x,) * len(self.branches) if isinstance(x, Tensor) else x
+        inputs = x if type(x) is tuple else (x,) * len(self.branches)
         return tuple(branch(features) for branch, features in zip(self.branches, inputs))
 
     def fuse(self, branches: Sequence[Tensor]) -> Tensor:
@@ -76,8 +167,15 @@ class MultiScaleStage(nn.Module):
 class MultiScaleResNet1d(ResNet):
     """ResNet for signals, whose stages run in parallel branches, one for each kernel size.
 
-    A short kernel sees what is quick in a signal, a long one what is slow. All branches start from one stem of stride
-    4. Their features are fused stage by stage; with ``num_classes``, they are averaged over time, fused and classified.
+    A short kernel sees what is quick in a signal, a long one what is slow. All branches start from one stem. Their
+    features are fused stage by stage; with ``num_classes``, they are averaged over time, fused and classified.
+
+    The published networks for time series keep the resolution: the ResNet of Wang et al. (2017,
+    https://arxiv.org/abs/1611.06455) and InceptionTime (Ismail Fawaz et al., 2020, https://arxiv.org/abs/1909.04939)
+    have no stem and no stride. The public reference has the stem of photographs, of stride 4, and strides of 2 in its
+    three stages: 32 samples become one position. The default here keeps every sample in the stem and the first stage
+    and halves the resolution in each further one; ``strides=(1, 1, 1)`` suits signals of a few hundred samples, higher
+    ones or ``stem_stride=4`` save time where they have thousands.
 
     Args:
         depth: Number of blocks of each stage, such as ``(1, 1, 1)``; or 18, 34, 50, 101 or 152, for the blocks of the
@@ -86,7 +184,8 @@ class MultiScaleResNet1d(ResNet):
         stem_channels: Number of channels that the stem returns; ``None`` means ``base_channels``.
         base_channels: Number of channels of each branch's first stage; each further stage doubles it.
         num_stages: Number of stages; ``None`` means as many as ``depth`` lists, or 3.
-        strides: Stride of each stage; ``None`` means 2 for each.
+        strides: Stride of each stage; ``None`` means 1 for the first and 2 for each further one, and 2 for each with
+            ``padding='reference'``.
         dilations: Dilation of each stage; ``None`` means 1 for each.
         out_indices: The stages, counted from 0, whose features ``forward`` returns; ``None`` means all.
         kernel_sizes: Kernel size of each branch, odd.
@@ -94,6 +193,7 @@ class MultiScaleResNet1d(ResNet):
         padding: ``'same'`` keeps the branches aligned. ``'reference'`` does what the public reference does: pads by 1
             whatever the kernel, so that long kernels shorten the features, and crops the shortcut's end. Branches then
             differ in length, and can be fused after averaging alone: it needs ``num_classes``.
+        stem_stride: As in ``ResNet``: 1, 2 or 4; ``None`` means 1, and 4 with ``padding='reference'``.
         num_classes: Classify into so many classes: ``forward`` returns logits.
         conv_cfg: Config of the convolutions, over one dimension.
         norm_cfg: Config of the norm layers.
@@ -107,7 +207,7 @@ class MultiScaleResNet1d(ResNet):
         >>> import torch
         >>> backbone = MultiScaleResNet1d(in_channels=12).eval()
         >>> [tuple(level.shape) for level in backbone(torch.rand(2, 12, 1000))]
-        [(2, 192, 125), (2, 384, 63), (2, 768, 32)]
+        [(2, 192, 1000), (2, 384, 500), (2, 768, 250)]
         >>> MultiScaleResNet1d(in_channels=12, num_classes=5).eval()(torch.rand(2, 12, 1000)).shape
         torch.Size([2, 5])
     """
@@ -127,6 +227,7 @@ class MultiScaleResNet1d(ResNet):
         fusion: str = "concat",
         padding: str = "same",
         num_classes: int | None = None,
+        stem_stride: int | None = None,
         conv_cfg: Cfg = dict(type="Conv1d"),  # noqa: B006 - never changed; written as configs are
         norm_cfg: Cfg = dict(type="BN1d"),  # noqa: B006 - likewise
         norm_eval: bool = False,
@@ -158,12 +259,13 @@ class MultiScaleResNet1d(ResNet):
             stem_channels,
             base_channels,
             num_stages,
-            strides=(2,) * count if strides is None else strides,
+            strides=_default_strides(padding, count) if strides is None else strides,
             dilations=(1,) * count if dilations is None else dilations,
             out_indices=out_indices,
             conv_cfg=conv_cfg,
             norm_cfg=norm_cfg,
             norm_eval=norm_eval,
+            stem_stride=(4 if padding == "reference" else 1) if stem_stride is None else stem_stride,
             **kwargs,
         )
         self.feat_dim = getattr(self, self.res_layers[-1]).out_channels
@@ -193,36 +295,75 @@ class MultiScaleResNet1d(ResNet):
         Args:
             **kwargs: The arguments of ``ResLayer``.
         """
+        kwargs["block"] = _BLOCKS.get(kwargs["block"], kwargs["block"])
         branches = [ResLayer(kernel_size=size, **kwargs) for size in self.kernel_sizes]
         return MultiScaleStage(branches, kwargs["planes"] * kwargs["block"].expansion, self.fusion)
 
     @untyped_at_runtime
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, x: Tensor, lengths: Tensor | Sequence[int] | None = None
+    ) -> Tensor | tuple[Tensor, ...]:
         """Compute the fused features of each stage, or logits.
 
         Args:
             x: Signals of shape ``(N, in_channels, L)``, ``L`` at least ``minimum_length``.
+            lengths: Number of samples of each signal, ``(N,)``, where they differ: what lies behind them in ``x`` is
+                padding. Each signal's features and logits, in eval mode, are then those of the signal alone, to
+                rounding, and the padding's features are zero; in train mode batch statistics leave the padding out.
+                For batch norms, and without plugins.
 
         Returns:
             For each of ``out_indices``, in ascending order, features of shape ``(N, C, L / stride)``, lengths rounded
             up; ``feature_info`` gives channels and strides. With ``num_classes``, logits ``(N, num_classes)``.
 
         Raises:
-            ArgumentError: ``x`` has another number of dimensions or channels, no floating-point dtype, or is too short.
+            ArgumentError: ``x`` has another number of dimensions or channels, no floating-point dtype, or is too short;
+                ``lengths`` does not fit it, or the network's layers do not allow it.
         """
-        stages = cast("tuple[tuple[Tensor, ...], ...]", super().forward(x))
+        padded = x if lengths is None else self._padded(x, lengths)
+        stages: Any = super().forward(cast(Tensor, padded))
         names = [name for index, name in enumerate(self.res_layers) if index in self.out_indices]
         modules = [cast(MultiScaleStage, getattr(self, name)) for name in names]
         if self.fc is None:
+            if lengths is not None:
+                stages = [[branch.features for branch in branches] for branches in stages]
             return tuple(module.fuse(branches) for module, branches in zip(modules, stages))
         # Averaged before they are fused: in the reference's padding branches differ in length.
-        averages = [features.mean(dim=-1) for features in stages[-1]]
+        averages = [out.mean() if isinstance(out, Padded) else out.mean(dim=-1) for out in stages[-1]]
         return cast(Tensor, self.fc(modules[-1].fuse(averages)))
+
+    def _forward_stem(self, x: Tensor | Padded) -> Tensor | Padded:  # type: ignore[override]
+        if not isinstance(x, Padded):
+            return super()._forward_stem(x)
+        stem = self.stem if self.deep_stem else (self.conv1, self.norm1, self.relu)
+        return x.apply(*stem, cast(nn.Module, self.maxpool))
+
+    def _padded(self, x: Tensor, lengths: Tensor | Sequence[int]) -> Padded:
+        """Check ``lengths`` and set the padding to zero."""
+        self._check_input(x)
+        if self.plugins is not None or not issubclass(layer_type("norm_cfg", self.norm_cfg), _BatchNorm):
+            raise ArgumentError(
+                f"lengths must be None with plugins, and with norm layers that average over time: "
+                f"got norm_cfg={self.norm_cfg!r} and plugins={self.plugins!r}"
+            )
+        lengths = torch.as_tensor(lengths, device=x.device)
+        if lengths.shape != x.shape[:1] or lengths.dtype not in (torch.int32, torch.int64):
+            raise ArgumentError(
+                f"lengths must have one integer for each of the {len(x)} signals, got shape {tuple(lengths.shape)} "
+                f"of {lengths.dtype}"
+            )
+        if not is_tracing() and not self.minimum_length <= int(lengths.min()) <= int(lengths.max()) <= x.shape[-1]:
+            raise ArgumentError(
+                f"lengths must be from {self.minimum_length} to the {x.shape[-1]} samples of x, got {lengths.tolist()}"
+            )
+        return Padded(x, lengths).without_padding()
 
     def _runs_stem_as_ours(self) -> bool:
         return True  # forward begins with ResNet's
 
-    def _check_input(self, x: Tensor) -> None:
+    def _check_input(self, x: Tensor | Padded) -> None:
+        if isinstance(x, Padded):  # as checked before it was made
+            return
         super()._check_input(x)
         if x.shape[-1] < self.minimum_length:
             raise ArgumentError(
@@ -240,11 +381,22 @@ class MultiScaleResNet1d(ResNet):
         path += [conv for stage in stages for block in stage for conv in (block.conv1, block.conv2)]
         length = 1
         for layer in reversed([layer for layer in path if hasattr(layer, "stride")]):
-            size, stride, padding, dilation = (
-                _single(getattr(layer, name))[0] for name in ("kernel_size", "stride", "padding", "dilation")
-            )
+            size, stride, padding, dilation = _geometry(layer)
             length = (length - 1) * stride + dilation * (size - 1) + 1 - 2 * padding
         return int(length)
+
+
+# The classes that ResNet builds and initialises by, and those that take signals of unequal length.
+_BLOCKS: dict[type[nn.Module], type[nn.Module]] = {BasicBlock: BasicBlock1d, Bottleneck: Bottleneck1d}
+
+
+def _geometry(layer: Any) -> tuple[int, ...]:
+    """Kernel size, stride, padding and dilation of a convolution or max pooling."""
+    return tuple(_single(getattr(layer, name))[0] for name in ("kernel_size", "stride", "padding", "dilation"))
+
+
+def _default_strides(padding: str, num_stages: int) -> tuple[int, ...]:
+    return tuple(2 if padding == "reference" or index > 0 else 1 for index in range(num_stages))
 
 
 def _check_kernel_sizes(kernel_sizes: Any, smallest: int) -> None:

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from resnet_backbone import MultiScaleResNet1d, ResNet, build_backbone, load_pretrained
 from resnet_backbone.errors import ArgumentError
 from resnet_backbone.multi_scale import CroppingBlock
+from resnet_backbone.weights.errors import MismatchError
 from resnet_backbone.weights.names import SCHEMES, canonical_names, module_names
 
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
@@ -40,21 +41,24 @@ def signals(length=200, count=2, leads=2):
     more=st.integers(0, 70),
     deep_stem=st.booleans(),
     avg_down=st.booleans(),
+    stem_stride=st.sampled_from([1, 2, 4]),
 )
-def test_features_are_as_described(depth, kernel_sizes, fusion, stride, leads, count, more, deep_stem, avg_down):
+def test_features_are_as_described(
+    depth, kernel_sizes, fusion, stride, leads, count, more, deep_stem, avg_down, stem_stride
+):
     stages = len(depth) if isinstance(depth, tuple) else 3
     backbone = small(
         depth, in_channels=leads, kernel_sizes=kernel_sizes, fusion=fusion, strides=(stride,) * stages,
-        deep_stem=deep_stem, avg_down=avg_down,
+        deep_stem=deep_stem, avg_down=avg_down, stem_stride=stem_stride,
     ).eval()  # fmt: skip
-    assert backbone.minimum_length == 4 * stride**stages
+    assert backbone.minimum_length == stem_stride * stride**stages
     length = backbone.minimum_length + more
     levels = backbone(signals(length, count, leads))
     assert isinstance(levels, tuple)
     expansion = 4 if depth == 50 else 1
     for index, (level, info) in enumerate(zip(levels, backbone.feature_info, strict=True)):
         channels = 4 * 2**index * expansion * (len(kernel_sizes) if fusion == "concat" else 1)
-        assert info == (f"layer{index + 1}", channels, 4 * stride ** (index + 1))
+        assert info == (f"layer{index + 1}", channels, stem_stride * stride ** (index + 1))
         assert level.shape == (count, channels, -(-length // info.reduction))
     assert backbone.feat_dim == channels
     with pytest.raises(ArgumentError, match=f"at least {backbone.minimum_length} samples, got"):
@@ -62,9 +66,9 @@ def test_features_are_as_described(depth, kernel_sizes, fusion, stride, leads, c
 
 
 def test_defaults_are_the_references_layers():
-    backbone = MultiScaleResNet1d(num_classes=6)
+    backbone = MultiScaleResNet1d(num_classes=6, padding="reference")
     assert (backbone.conv1.kernel_size, backbone.conv1.stride, backbone.conv1.padding) == ((7,), (2,), (3,))
-    assert backbone.minimum_length == 32
+    assert backbone.out_strides == (32,)
     assert backbone.fc.in_features == 768
     for index, size in enumerate((3, 5, 7)):
         for number, width in enumerate((64, 128, 256), 1):
@@ -73,6 +77,22 @@ def test_defaults_are_the_references_layers():
             assert (block.conv1.stride, block.conv2.stride) == ((2,), (1,))
     assert MultiScaleResNet1d().out_channels == (192, 384, 768)
     assert not MultiScaleResNet1d().norm_eval
+
+
+def test_default_keeps_every_sample_in_the_first_stage():
+    assert MultiScaleResNet1d(base_channels=2).out_strides == (1, 2, 4)
+    assert small((1, 1, 1, 1), strides=(1, 1, 1, 1)).minimum_length == 1
+    assert small(num_classes=2)(signals(4)).shape == (2, 2)
+
+
+@pytest.mark.parametrize("stem_stride", [1, 2])
+def test_stem_stride_of_any_1d_resnet(stem_stride):
+    arguments = dict(in_channels=2, base_channels=4, conv_cfg=dict(type="Conv1d"), norm_cfg=dict(type="BN1d"))
+    resnet = shake(ResNet(18, stem_stride=stem_stride, **arguments)).eval()
+    assert resnet.out_strides == tuple(stem_stride * stride for stride in (1, 2, 4, 8))
+    with torch.no_grad():
+        expected = resnet.bn1(F.conv1d(signals(), resnet.conv1.weight, stride=stem_stride, padding=3)).relu()
+        assert_same_bits([resnet.layer1(expected)], resnet(signals())[:1])
 
 
 @pytest.mark.parametrize("fusion", ["concat", "sum"])
@@ -88,7 +108,7 @@ def test_logits_are_of_averages_of_fused_branches(fusion):
 
 def test_a_branch_is_the_resnet_of_its_kernel_size():
     """With one kernel of 3 nothing is left of the scales: it is ResNet."""
-    scales = shake(small(18, num_stages=4, strides=(1, 2, 2, 2), kernel_sizes=(3,))).eval()
+    scales = shake(small(18, num_stages=4, strides=(1, 2, 2, 2), kernel_sizes=(3,), stem_stride=4)).eval()
     resnet = ResNet(18, in_channels=2, base_channels=4, conv_cfg=dict(type="Conv1d"), norm_cfg=dict(type="BN1d")).eval()
     resnet.load_state_dict({key.replace("branches.0.", ""): value for key, value in scales.state_dict().items()})
     assert_same_bits(scales(signals()), resnet(signals()))
@@ -269,6 +289,7 @@ WRONG = {
         (dict(kernel_sizes=(1, 3), **REFERENCE), "kernel_sizes must be odd integers of at least 3"),
         (dict(fusion="mean"), "fusion must be 'concat' or 'sum', got 'mean'"),
         (dict(padding="valid"), "padding must be 'same' or 'reference', got 'valid'"),
+        (dict(stem_stride=3), "stem_stride must be 1, 2 or 4, got 3"),
     ],
     "outputs": [
         (dict(padding="reference"), "num_classes must be given with padding='reference'"),
@@ -326,7 +347,7 @@ def test_own_checkpoint_goes_round(tmp_path):
     model = small(num_classes=3, kernel_sizes=(9, 39), init_cfg=dict(type="Pretrained", checkpoint=path))
     model.init_weights()
     assert_same_bits(model.state_dict().values(), source.state_dict().values())
-    with pytest.raises(ArgumentError, match=r"shapes differ: layer1\.branches\.1\.0\.conv1\.weight"):
+    with pytest.raises(MismatchError, match=r"shapes differ: layer1\.branches\.1\.0\.conv1\.weight"):
         load_pretrained(small(num_classes=3, kernel_sizes=(9, 19)), path)
 
 
@@ -359,6 +380,7 @@ def test_checkpointing_changes_rounding_alone():
 
 VARIANTS = {
     "features": {},
+    "features of the reference's strides": dict(stem_stride=4, strides=(2, 2, 2)),
     "logits": dict(num_classes=3),
     "reference": dict(REFERENCE),
     "sum, bottlenecks, D": dict(depth=50, fusion="sum", deep_stem=True, avg_down=True),
@@ -382,12 +404,20 @@ def test_folding_and_deployment_change_rounding_alone(arguments):
     assert not any(isinstance(module, _BatchNorm) for module in exact.modules())
 
 
-@pytest.mark.parametrize("deployed", [False, True], ids=["plain", "deployed"])
-@pytest.mark.parametrize("arguments", [{}, dict(REFERENCE)], ids=["features", "reference"])
+@pytest.mark.parametrize(
+    ("arguments", "deployed"),
+    [
+        ({}, False),
+        (dict(stem_stride=4, strides=(2, 2)), True),
+        (dict(REFERENCE), False),
+        (dict(REFERENCE), True),
+    ],
+    ids=["features", "strided, deployed", "reference", "reference, deployed"],
+)
 @pytest.mark.skipif(TORCH < (2, 8), reason="the exporter of torch 2.8 and newer")
-def test_exports_with_dynamic_batch_and_length(deployed, arguments, tmp_path):
+def test_exports_with_dynamic_batch_and_length(arguments, deployed, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
-    model, file = shake(small(**arguments)).eval(), str(tmp_path / "model.onnx")
+    model, file = shake(small((1, 1), kernel_sizes=(3, 5), **arguments)).eval(), str(tmp_path / "model.onnx")
     if deployed:
         model.switch_to_deploy()
     batch, length = torch.export.Dim("batch", min=1, max=8), torch.export.Dim("length", min=13, max=64)
@@ -406,7 +436,7 @@ def test_exports_with_dynamic_batch_and_length(deployed, arguments, tmp_path):
 
 def test_compiles_without_graph_breaks():
     torch.compiler.reset()
-    model = shake(small(num_classes=3)).train()
+    model = shake(small((1, 1), num_classes=3, kernel_sizes=(3, 5))).train()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     state = copy.deepcopy(model.state_dict())
     results = []
@@ -423,3 +453,108 @@ def test_cropping_block_with_a_kernel_of_3_is_a_basic_block():
     block = shake(CroppingBlock(4, 4, **arguments)).eval()
     expected = block.bn2(block.conv2(torch.relu(block.bn1(block.conv1(signals(20, leads=4))))))
     assert_same_bits([block(signals(20, leads=4))], [torch.relu(expected + signals(20, leads=4))])
+
+
+UNEQUAL = {
+    "default": {},
+    "strided": dict(stem_stride=4, strides=(2, 2, 2), num_classes=3),
+    "odd strides, long kernels": dict(strides=(1, 3, 2), kernel_sizes=(3, 9, 39), num_classes=3, fusion="sum"),
+    "bottlenecks, D": dict(depth=50, deep_stem=True, avg_down=True, stem_stride=2, strides=(1, 2, 3)),
+    "dilated": dict(depth=(2, 1), strides=(1, 2), dilations=(1, 2)),
+    "reference": dict(REFERENCE),
+}
+
+
+def unequal(model, count=4, seed=0):
+    """A batch of signals of unequal length, the shortest that is allowed among them, with NaN behind their ends."""
+    shortest = model.minimum_length
+    lengths = torch.tensor([shortest, shortest + 31, shortest + 46, shortest + 17][:count])
+    x = torch.randn(count, 2, shortest + 50, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return x.masked_fill(torch.arange(x.shape[-1]) >= lengths[:, None, None], torch.nan), lengths
+
+
+def levels_of(out):
+    return [out] if isinstance(out, torch.Tensor) else list(out)
+
+
+@pytest.mark.parametrize("state", ["plain", "folded", "deployed"])
+@pytest.mark.parametrize("arguments", UNEQUAL.values(), ids=UNEQUAL)
+@torch.no_grad()
+def test_signals_of_unequal_length_are_computed_as_each_alone(arguments, state):
+    model = shake(small(**arguments, fold_norm=state == "folded")).double().eval()
+    if state == "deployed":
+        model.switch_to_deploy()
+    x, lengths = unequal(model)
+    together = levels_of(model(x, lengths))
+    for index, length in enumerate(lengths.tolist()):
+        alone = levels_of(model(x[index : index + 1, :, :length]))
+        for ours, theirs in zip(together, alone, strict=True):
+            assert theirs.abs().max() > 1e-3
+            torch.testing.assert_close(ours[index : index + 1, ..., : theirs.shape[-1]], theirs)
+            if ours.dim() == 3:
+                assert not ours[index, :, theirs.shape[-1] :].any()
+    assert_same_bits(levels_of(model(x, lengths.tolist())), together)
+
+
+@pytest.mark.parametrize("with_cp", [False, True])
+def test_gradients_of_unequal_length_are_those_of_each_alone(with_cp):
+    model = shake(small(num_classes=3, norm_eval=True, with_cp=with_cp)).double().train()
+    x, lengths = unequal(model)
+    model(x, lengths).square().sum().backward()
+    together = [gradient.clone() for gradient in gradients(model)]
+    model.zero_grad()
+    for index, length in enumerate(lengths.tolist()):
+        model(x[index : index + 1, :, :length]).square().sum().backward()
+    assert all(gradient.abs().max() > 0 for gradient in together)
+    torch.testing.assert_close(together, gradients(model))
+
+
+def test_batch_statistics_leave_the_padding_out():
+    """More padding changes neither logits nor running statistics; lengths that fill the batch change nothing at all."""
+    model = shake(small(num_classes=3)).double().train()
+    x, lengths = unequal(model)
+    results = []
+    for padding in (0, 40):
+        twin = copy.deepcopy(model)
+        results.append([twin(F.pad(x, (0, padding)), lengths), *twin.buffers()])
+    torch.testing.assert_close(results[0], results[1])
+    whole = torch.randn(3, 2, 40, dtype=torch.float64)
+    results = []
+    for of_whole in (None, [40, 40, 40]):
+        twin = copy.deepcopy(model)
+        results.append([twin(whole, of_whole), *twin.buffers()])
+    torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        ([10, 20, 30], "one integer for each of the 2 signals"),
+        ([10.0, 20.0], "of torch.float32"),
+        ([3, 20], r"from 4 to the 30 samples of x, got \[3, 20\]"),
+        ([20, 31], r"got \[20, 31\]"),
+    ],
+)
+def test_wrong_lengths_are_refused(lengths, message):
+    with pytest.raises(ArgumentError, match=message):
+        small(num_classes=2)(signals(30), lengths)
+
+
+def test_lengths_need_batch_norms_and_no_plugins():
+    plugins = [dict(cfg=dict(type="SELayer", conv_cfg=dict(type="Conv1d"), ratio=2), position="after_conv2")]
+    for arguments in (dict(norm_cfg=dict(type="GN", num_groups=2)), dict(plugins=plugins)):
+        with pytest.raises(ArgumentError, match="lengths must be None"):
+            small(**arguments)(signals(30), [20, 30])
+
+
+@pytest.mark.skipif(TORCH < (2, 8), reason="the exporter of torch 2.8 and newer")
+def test_unequal_lengths_export():
+    model = shake(small((1, 1), kernel_sizes=(3, 5), strides=(2, 2), num_classes=3)).double().eval()
+    x, lengths = unequal(model)
+    batch, samples = torch.export.Dim("batch", min=2, max=8), torch.export.Dim("samples", min=13, max=128)
+    example = (F.pad(x, (0, 2)), lengths)
+    program = torch.export.export(model, example, dynamic_shapes=({0: batch, 2: 4 * samples}, {0: batch}))
+    with torch.no_grad():
+        others, lengths = unequal(model, count=3, seed=1)
+        others = F.pad(others, (0, 10))
+        torch.testing.assert_close(program.module()(others, lengths), model(others, lengths))

@@ -1,6 +1,6 @@
 """Train MultiScaleResNet1d on real signals and draw what each scale responds to.
 
-    python docs/examples/signals.py --out docs/scales.png
+    python -m docs.examples.signals --out docs/scales.png
 
 GunPoint: the hand of an actor who draws a gun, or only points; 150 samples, 50 recordings to train, 150 to test.
 """
@@ -14,28 +14,28 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from docs.examples.ucr_signals import load_signals
 from resnet_backbone import MultiScaleResNet1d
-from resnet_backbone.signals import load_signals
 
 CLASSES = ("Gun", "Point")
 
 
-def train(epochs: int = 40, batch_size: int = 10, seed: int = 0) -> MultiScaleResNet1d:
-    """Train a classifier in a plain loop."""
+def train(steps: int = 600, base_channels: int = 32, batch_size: int = 16, seed: int = 0) -> MultiScaleResNet1d:
+    """Train a classifier in a plain loop, by the recipe of ``benchmarks/ucr.py``."""
     torch.manual_seed(seed)
     signals, labels = load_signals("GunPoint", "train")
     model = MultiScaleResNet1d(
-        in_channels=1, base_channels=16, strides=(1, 2, 2), kernel_sizes=(3, 5, 7), num_classes=2
+        in_channels=1, base_channels=base_channels, strides=(1, 1, 1), kernel_sizes=(3, 9, 27), num_classes=2
     )
     model.init_weights()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=epochs * len(labels) // batch_size)
-    for _ in range(epochs):
-        for batch in torch.randperm(len(labels)).split(batch_size):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(signals[batch]), labels[batch]).backward()
-            optimizer.step()
-            schedule.step()
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    for _ in range(steps):
+        batch = torch.randperm(len(labels))[:batch_size]
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(signals[batch]), labels[batch]).backward()
+        optimizer.step()
+        schedule.step()
     return model.eval()
 
 
@@ -98,6 +98,7 @@ def draw(model: MultiScaleResNet1d) -> Any:
     signals, labels = load_signals("GunPoint", "test")
     with torch.no_grad():
         shares = evidence(model, signals)
+        probabilities = model(signals).softmax(dim=1)
     fields = receptive_fields(model, signals)
     samples = np.arange(signals.shape[-1])
     # The signal of each class that is nearest to the mean of its class.
@@ -118,7 +119,11 @@ def draw(model: MultiScaleResNet1d) -> Any:
             axis.plot(samples, values, color="#16181d", linewidth=5.5, solid_capstyle="round")
             axis.add_collection(path)
             axis.margins(0.06, 0.12)
-            axis.set_title(f"{name}: this scale adds {float(shares[index, row].sum()):+.2f}", fontsize=9)
+            title = f"this scale adds {float(shares[index, row].sum()):+.2f}"
+            if row == 0:
+                probability, found = probabilities[index].max(dim=0)
+                title = f"A signal of class {name}, predicted {CLASSES[found]} ({probability:.1%})\n{title}"
+            axis.set_title(title, fontsize=9)
         line[0].set_ylabel(f"kernel {size}", weight="bold")
         line[2].fill_between(samples, fields[row].numpy(), color="#5b6270", linewidth=0)
         wide = int((fields[row] > 0.05).sum())
@@ -147,8 +152,10 @@ def main(argv: list[str] | None = None) -> None:
     """Train, say the accuracy, draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="scales.png", help="picture to write (%(default)s)")
+    parser.add_argument("--steps", type=int, default=600, help="training steps (%(default)s)")
+    parser.add_argument("--base-channels", type=int, default=32, help="width of the network (%(default)s)")
     arguments = parser.parse_args(argv)
-    model = train()
+    model = train(arguments.steps, arguments.base_channels)
     print(f"accuracy on the test signals: {accuracy(model):.4f}; 1-nearest-neighbour with DTW: 0.9067")
     draw(model).savefig(arguments.out)
     print(f"wrote {arguments.out}")

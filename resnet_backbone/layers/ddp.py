@@ -8,12 +8,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .tracing import is_recording
 
 __all__ = ["mark_unused_for_ddp"]
 
-Output = Tensor | tuple[Tensor, ...]
+Output = Tensor | tuple[Any, ...]
 
 
 def mark_unused_for_ddp(unused: Iterable[nn.Module], out: Output) -> Output:
@@ -24,7 +25,7 @@ def mark_unused_for_ddp(unused: Iterable[nn.Module], out: Output) -> Output:
 
     Args:
         unused: The modules that ``out`` does not depend on.
-        out: What the loss is computed from: a tensor, or one for each branch.
+        out: What the loss is computed from: a tensor, or tuples of them.
 
     Returns:
         ``out``, with the same values and gradients. Where no process group exists, and where the computation is
@@ -32,14 +33,14 @@ def mark_unused_for_ddp(unused: Iterable[nn.Module], out: Output) -> Output:
     """
     if not torch.is_grad_enabled() or not dist.is_available() or not dist.is_initialized():
         return out
-    first = out[0] if isinstance(out, tuple) else out
-    if is_recording(first):
+    tensors, structure = tree_flatten(out)
+    if is_recording(tensors[0]):
         return out
     parameters = [parameter for module in unused for parameter in module.parameters() if parameter.requires_grad]
     if not parameters:
         return out
-    first = cast(Tensor, _NoGradient.apply(first, *parameters))
-    return (first, *out[1:]) if isinstance(out, tuple) else first
+    tensors[0] = _NoGradient.apply(tensors[0], *parameters)
+    return cast(Output, tree_unflatten(tensors, structure))
 
 
 class _NoGradient(torch.autograd.Function):

