@@ -8,6 +8,7 @@ from mmengine import Config
 from mmengine.runner import Runner
 from torch import nn
 
+from benchmarks import ucr
 from docs.examples.ucr_signals import Accuracy, SignalClassifier, UCRSignals, load_signals
 from resnet_backbone import MultiScaleResNet1d
 from resnet_backbone.integrations.mmdet.configs import config_path
@@ -107,3 +108,39 @@ def test_runner_trains_the_config_to_beat_nearest_neighbour(tmp_path):
         again = backbone.eval()(signals).argmax(1)
     assert float((again == labels).float().mean()) == pytest.approx(found)
     assert found > 1 - 0.0933
+
+
+def test_benchmark_resumes_and_prints_its_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ucr, "STEPS", 2)
+    monkeypatch.setattr(ucr, "NETWORKS", {"kernel 3": dict(kernel_sizes=(3,), base_channels=2, strides=(2, 2, 2))})
+    assert ucr.plan(["kernel 3", "1-NN DTW"], ["Coffee"], 2) == [
+        ucr.Run("Coffee", "kernel 3", 0), ucr.Run("Coffee", "kernel 3", 1), ucr.Run("Coffee", "1-NN DTW", 0),
+    ]  # fmt: skip
+    run = ucr.execute((ucr.Run("Coffee", "kernel 3", 0), None, "cpu"))
+    assert 0 < run.accuracy < 1
+    path = str(tmp_path / "ucr.json")
+    ucr.write_results(path, [run, run._replace(seed=1, accuracy=run.accuracy + 0.1)])
+    assert ucr.read_results(path)[0] == run
+    # All that was asked for is there: nothing runs.
+    ucr.main(["--out", path, "--methods", "kernel 3", "--data-sets", "Coffee", "--seeds", "2"])
+    capsys.readouterr()
+    ucr.main(["--out", path, "--table"])
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("| Coffee"))
+    assert row == f"| Coffee | {100 * run.accuracy + 5:.1f} ± 7.1 | 100.0 ± 0.0 | 100.0 |"
+
+
+def test_benchmark_normalises_without_the_padding():
+    lengths = (5, 9, 7)
+    signals = [torch.randn(2, length) * torch.tensor([[3.0], [0.1]]) + 5 for length in lengths]
+    split = ucr.padded(signals, [0, 1, 0])
+    assert split.is_padded
+    several = ucr.normalised({"train": split, "test": split})["test"]
+    parts = [signal[:, :length] for signal, length in zip(several.signals, lengths)]
+    deviation, mean = torch.std_mean(torch.cat(parts, dim=1), dim=1, correction=0)
+    torch.testing.assert_close(mean, torch.zeros(2), rtol=0, atol=1e-5)
+    torch.testing.assert_close(deviation, torch.ones(2))
+    assert not several.signals[0, :, 5:].any()
+    one = ucr.padded([signal[:1] for signal in signals], [0, 1, 0])
+    for signal, length in zip(ucr.normalised({"train": one, "test": one})["train"].signals, lengths):
+        deviation, mean = torch.std_mean(signal[:, :length], dim=1, correction=0)
+        torch.testing.assert_close(torch.cat([mean, deviation]), torch.tensor([0.0, 1.0]), rtol=0, atol=1e-5)
