@@ -99,7 +99,12 @@ def open_regular_file(path: Path) -> IO[bytes]:
 
 def looks_like_html(head: bytes) -> bool:
     """Whether a file that begins so is a web page (or XML, as storage servers answer)."""
-    return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<")
+    return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") and not _is_safetensors(head)
+
+
+def _is_safetensors(head: bytes) -> bool:
+    # It begins with the length of its header, which can be the number of any other format's first letters.
+    return head[5:9] == b"\0\0\0{"
 
 
 def _placer(map_location: Any) -> _Place:
@@ -144,6 +149,8 @@ class _Reader:
         self.file.seek(0)
         if not head:
             raise CheckpointError("is empty (0 bytes): fetch it again")
+        if _is_safetensors(head) or self.path.suffix == ".safetensors":
+            return self._safetensors()
         if looks_like_html(head):
             raise CheckpointError("is a web page saved as a checkpoint: fetch the file itself")
         for magic, what in _OTHER_FORMATS.items():
@@ -155,8 +162,6 @@ class _Reader:
             return self._zip()
         if head[2:14] == _LEGACY_MAGIC:
             return self._legacy(self.file, self.size)
-        if head[8:9] == b"{" or self.path.suffix == ".safetensors":
-            return self._safetensors()
         if head[:1] == b"\x80" or self.path.suffix in (".pkl", ".pickle"):
             return self._build(self._parser(self.file, self.size).parse(), _no_storage)
         raise CheckpointError("is no checkpoint that is known here: neither torch's, nor safetensors, nor a pickle")
@@ -262,7 +267,7 @@ class _Reader:
         with safe_open(self.path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 - no mapping
                 tensor = file.get_tensor(key)
-                self.budget.spend(1000 + tensor.nbytes)
+                self.budget.spend(2000 + tensor.nbytes)
                 content[key] = tensor.to(self.place(tensor.untyped_storage(), "cpu").device)
             return {**content, "__metadata__": dict(file.metadata() or {})}
 

@@ -65,11 +65,11 @@ class Persistent:
         self.id = id
 
 
-_ALLOWANCE = 100_000_000
+_ALLOWANCE = 150_000_000
 
 
 class Budget:
-    """The memory that reading a file may take: twice the file's size and 100 MB.
+    """The memory that reading a file may take: twice the file's size and 150 MB.
 
     Args:
         size: The file's size in bytes.
@@ -349,62 +349,62 @@ _BUFFERS = "leaves its data to the program that reads it"
 # What each instruction does, with the memory in bytes that it takes beside what it counts itself. No instruction is
 # free, which bounds the time.
 _INSTRUCTIONS: dict[bytes, tuple[int, Callable[[Parser], Any]]] = {
-    pickle.PROTO: (16, lambda p: p.check_protocol(p.number(1))),
-    pickle.FRAME: (16, lambda p: p.take(8)),
+    pickle.PROTO: (30, lambda p: p.check_protocol(p.number(1))),
+    pickle.FRAME: (30, lambda p: p.take(8)),
     # The stack.
     pickle.MARK: (120, lambda p: p.mark()),
-    pickle.POP: (16, lambda p: p.forget()),
-    pickle.POP_MARK: (16, lambda p: p.pop_mark()),
-    pickle.DUP: (16, lambda p: p.push(p.stack[-1])),
+    pickle.POP: (30, lambda p: p.forget()),
+    pickle.POP_MARK: (30, lambda p: p.pop_mark()),
+    pickle.DUP: (30, lambda p: p.push(p.stack[-1])),
     # The memo.
-    pickle.PUT: (100, lambda p: p.put(_decimal(p.line()))),
-    pickle.BINPUT: (100, lambda p: p.put(p.number(1))),
-    pickle.LONG_BINPUT: (100, lambda p: p.put(p.number(4))),
-    pickle.MEMOIZE: (100, lambda p: p.put(len(p.memo))),
-    pickle.GET: (16, lambda p: p.push(p.memo[_decimal(p.line())])),
-    pickle.BINGET: (16, lambda p: p.push(p.memo[p.number(1)])),
-    pickle.LONG_BINGET: (16, lambda p: p.push(p.memo[p.number(4)])),
+    pickle.PUT: (120, lambda p: p.put(_decimal(p.line()))),
+    pickle.BINPUT: (120, lambda p: p.put(p.number(1))),
+    pickle.LONG_BINPUT: (120, lambda p: p.put(p.number(4))),
+    pickle.MEMOIZE: (120, lambda p: p.put(len(p.memo))),
+    pickle.GET: (30, lambda p: p.push(p.memo[_decimal(p.line())])),
+    pickle.BINGET: (30, lambda p: p.push(p.memo[p.number(1)])),
+    pickle.LONG_BINGET: (30, lambda p: p.push(p.memo[p.number(4)])),
     # Scalars.
-    pickle.NONE: (16, lambda p: p.push(None)),
-    pickle.NEWTRUE: (16, lambda p: p.push(True)),
-    pickle.NEWFALSE: (16, lambda p: p.push(False)),
+    pickle.NONE: (30, lambda p: p.push(None)),
+    pickle.NEWTRUE: (30, lambda p: p.push(True)),
+    pickle.NEWFALSE: (30, lambda p: p.push(False)),
     pickle.BININT: (40, lambda p: p.push(p.number(4, signed=True))),
-    pickle.BININT1: (16, lambda p: p.push(p.number(1))),
+    pickle.BININT1: (30, lambda p: p.push(p.number(1))),
     pickle.BININT2: (40, lambda p: p.push(p.number(2))),
-    pickle.LONG1: (16, lambda p: p.push_sized(_long(p.take(p.number(1))))),
-    pickle.LONG4: (16, lambda p: p.push_sized(_long(p.take(p.number(4))))),
+    pickle.LONG1: (30, lambda p: p.push_sized(_long(p.take(p.number(1))))),
+    pickle.LONG4: (30, lambda p: p.push_sized(_long(p.take(p.number(4))))),
     pickle.BINFLOAT: (40, lambda p: p.push(struct.unpack(">d", p.take(8))[0])),
-    pickle.INT: (16, lambda p: p.push_sized(_decimal(p.line()))),
-    pickle.LONG: (16, lambda p: p.push_sized(_decimal(p.line()))),
+    pickle.INT: (30, lambda p: p.push_sized(_decimal(p.line()))),
+    pickle.LONG: (30, lambda p: p.push_sized(_decimal(p.line()))),
     pickle.FLOAT: (40, lambda p: p.push(float(p.line()))),
     # Strings and bytes.
-    pickle.SHORT_BINUNICODE: (16, lambda p: p.push_sized(_text(p.take(p.number(1))))),
-    pickle.BINUNICODE: (16, lambda p: p.push_sized(_text(p.take(p.number(4))))),
-    pickle.BINUNICODE8: (16, lambda p: p.push_sized(_text(p.take(p.number(8))))),
-    pickle.UNICODE: (16, lambda p: p.push_sized(p.line().decode("raw-unicode-escape"))),
-    pickle.SHORT_BINBYTES: (16, lambda p: p.push_sized(p.take(p.number(1)))),
-    pickle.BINBYTES: (16, lambda p: p.push_sized(p.take(p.number(4)))),
-    pickle.BINBYTES8: (16, lambda p: p.push_sized(p.take(p.number(8)))),
-    pickle.BYTEARRAY8: (16, lambda p: p.push_sized(bytearray(p.take(p.number(8))))),
-    pickle.SHORT_BINSTRING: (16, lambda p: p.push_sized(_old_text(p.take(p.number(1))))),
-    pickle.BINSTRING: (16, lambda p: p.push_sized(_old_text(p.take(p.number(4))))),
-    pickle.STRING: (16, lambda p: p.push_sized(_quoted(p.line()))),
+    pickle.SHORT_BINUNICODE: (30, lambda p: p.push_sized(_text(p.take(p.number(1))))),
+    pickle.BINUNICODE: (30, lambda p: p.push_sized(_text(p.take(p.number(4))))),
+    pickle.BINUNICODE8: (30, lambda p: p.push_sized(_text(p.take(p.number(8))))),
+    pickle.UNICODE: (30, lambda p: p.push_sized(p.line().decode("raw-unicode-escape"))),
+    pickle.SHORT_BINBYTES: (30, lambda p: p.push_sized(p.take(p.number(1)))),
+    pickle.BINBYTES: (30, lambda p: p.push_sized(p.take(p.number(4)))),
+    pickle.BINBYTES8: (30, lambda p: p.push_sized(p.take(p.number(8)))),
+    pickle.BYTEARRAY8: (30, lambda p: p.push_sized(bytearray(p.take(p.number(8))))),
+    pickle.SHORT_BINSTRING: (30, lambda p: p.push_sized(_old_text(p.take(p.number(1))))),
+    pickle.BINSTRING: (30, lambda p: p.push_sized(_old_text(p.take(p.number(4))))),
+    pickle.STRING: (30, lambda p: p.push_sized(_quoted(p.line()))),
     # Containers.
-    pickle.EMPTY_TUPLE: (16, lambda p: p.push(())),
+    pickle.EMPTY_TUPLE: (30, lambda p: p.push(())),
     pickle.TUPLE1: (80, lambda p: p.push(tuple(p.pop_many(1)))),
     pickle.TUPLE2: (80, lambda p: p.push(tuple(p.pop_many(2)))),
     pickle.TUPLE3: (80, lambda p: p.push(tuple(p.pop_many(3)))),
     pickle.TUPLE: (80, lambda p: p.push(tuple(p.pop_mark()))),
     pickle.EMPTY_LIST: (100, lambda p: p.push([])),
     pickle.LIST: (100, lambda p: p.push(p.pop_mark())),
-    pickle.APPEND: (16, lambda p: p.extend([p.pop()])),
-    pickle.APPENDS: (16, lambda p: p.extend(p.pop_mark())),
+    pickle.APPEND: (30, lambda p: p.extend([p.pop()])),
+    pickle.APPENDS: (30, lambda p: p.extend(p.pop_mark())),
     pickle.EMPTY_DICT: (200, lambda p: p.push({})),
     pickle.DICT: (200, lambda p: p.make_dict(p.pop_mark())),
-    pickle.SETITEM: (16, lambda p: p.set_items(p.pop_many(2))),
-    pickle.SETITEMS: (16, lambda p: p.set_items(p.pop_mark())),
+    pickle.SETITEM: (30, lambda p: p.set_items(p.pop_many(2))),
+    pickle.SETITEMS: (30, lambda p: p.set_items(p.pop_mark())),
     pickle.EMPTY_SET: (250, lambda p: p.push(set())),
-    pickle.ADDITEMS: (16, lambda p: p.add(p.pop_mark())),
+    pickle.ADDITEMS: (30, lambda p: p.add(p.pop_mark())),
     pickle.FROZENSET: (250, lambda p: p.make_frozenset(p.pop_mark())),
     # Names, and what is done with them.
     pickle.GLOBAL: (250, lambda p: p.push(p.name(_text(p.line()), _text(p.line())))),
@@ -414,14 +414,14 @@ _INSTRUCTIONS: dict[bytes, tuple[int, Callable[[Parser], Any]]] = {
     pickle.NEWOBJ_EX: (300, lambda p: p.push(Call(*p.pop_many(3)))),
     pickle.OBJ: (400, lambda p: p.make_object(p.pop_mark())),
     pickle.INST: (400, lambda p: p.make_object([p.name(_text(p.line()), _text(p.line())), *p.pop_mark()])),
-    pickle.BUILD: (16, lambda p: p.set_state(p.pop())),
+    pickle.BUILD: (30, lambda p: p.set_state(p.pop())),
     # Storages.
     pickle.PERSID: (120, lambda p: p.refer(_text(p.line()))),
     pickle.BINPERSID: (120, lambda p: p.refer(p.pop())),
     # What reaches out of the file.
-    pickle.EXT1: (16, lambda p: p.refuse(_EXTENSIONS)),
-    pickle.EXT2: (16, lambda p: p.refuse(_EXTENSIONS)),
-    pickle.EXT4: (16, lambda p: p.refuse(_EXTENSIONS)),
-    pickle.NEXT_BUFFER: (16, lambda p: p.refuse(_BUFFERS)),
-    pickle.READONLY_BUFFER: (16, lambda p: p.refuse(_BUFFERS)),
+    pickle.EXT1: (30, lambda p: p.refuse(_EXTENSIONS)),
+    pickle.EXT2: (30, lambda p: p.refuse(_EXTENSIONS)),
+    pickle.EXT4: (30, lambda p: p.refuse(_EXTENSIONS)),
+    pickle.NEXT_BUFFER: (30, lambda p: p.refuse(_BUFFERS)),
+    pickle.READONLY_BUFFER: (30, lambda p: p.refuse(_BUFFERS)),
 }

@@ -319,6 +319,15 @@ def test_file_names_of_any_bytes(suffix, tmp_path):
     assert str(caught.value).isprintable()
 
 
+@pytest.mark.parametrize("head", [b"<", b"\x1f\x8b", b"\n<"])
+def test_safetensors_are_told_by_more_than_the_length_of_their_header(head, tmp_path):
+    header = b'{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    length = head.ljust(8, b"\0")
+    path = tmp_path / "model.bin"
+    path.write_bytes(length + header.ljust(int.from_bytes(length, "little")) + bytes(4))
+    assert read_file(path)["x"].tolist() == [0]
+
+
 @pytest.mark.parametrize("head", [b"\x89HDF\r\n\x1a\n", b"\x1f\x8b\x08", b"\x93NUMPY\x01"])
 def test_other_formats_are_named(head, tmp_path):
     path = tmp_path / "model.pth"
