@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from resnet_backbone.errors import ArgumentError, did_you_mean
 
 from .measure import measure
-from .plot import plot_reports, plot_scaling
+from .plot import plot_reports
 from .report import Report, write_json
 from .roofline import count_flops, measure_gemm_peak
 from .rows import BASELINE, Builder, rows_for
@@ -24,7 +24,6 @@ __all__ = ["main"]
 
 # mmdet's usual size is the largest; on a CPU training starts smaller.
 TRAIN_SIZE, INFER_SIZE = (2, 320, 480), (1, 480, 640)
-SIDES, BATCHES = (320, 480, 640, 800, 1333), (1, 2, 4, 8)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +59,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=10, metavar="N", help="timings of each row (%(default)s)")
     parser.add_argument("--only", nargs="+", metavar="ROW", help=f"rows beside {BASELINE!r}; 'list' shows them")
     parser.add_argument("--memory", action="store_true", help="bytes kept for the backward pass; peak memory on cuda")
-    parser.add_argument("--scaling", action="store_true", help="sizes 320 to 1333 and batches 1 to 8 in place of one")
     parser.add_argument("--json", metavar="FILE", help="write everything that was measured")
     parser.add_argument("--plot", metavar="FILE", help="draw a picture")
 
@@ -85,17 +83,11 @@ def _run(arguments: argparse.Namespace) -> int:
     console = Console()
     if not console.is_terminal:
         console.width = 110  # a file or a pipe has no width of its own
-    if arguments.scaling:
-        sides = [base.at(side, side, 1) for side in SIDES]
-        batches = [base.at(SIDES[0], SIDES[0], batch) for batch in BATCHES]
-        reports = _measure_all([*sides, *batches], builders, arguments.memory, console)
-        curves = [("side of the image, pixels", reports[: len(sides)]), ("number of images", reports[len(sides) :])]
-    else:
-        reports = _measure_all(series, builders, arguments.memory, console)
+    reports = _measure_all(series, builders, arguments.memory, console)
     if arguments.json:
         write_json(reports, arguments.json)
     if arguments.plot:
-        plot_scaling(curves, arguments.plot) if arguments.scaling else plot_reports(reports, arguments.plot)
+        plot_reports(reports, arguments.plot)
     return 0
 
 

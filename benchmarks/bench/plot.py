@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.patches import Patch
 
-__all__ = ["plot_reports", "plot_scaling"]
+__all__ = ["plot_reports"]
 
 INK, FAINT = "#16181d", "#5b6270"
 OURS, EXACT, PEER = "#d1495b", "#8d99ae", "#c9cfd8"
@@ -51,38 +51,6 @@ def _bars(ax: Axes, report: Report) -> None:
     ax.set_xlim(0, max(values) * 1.32)
     ax.set_title(report.title, loc="left", fontsize=10, color=INK, pad=14)
     _plain(ax)
-
-
-def plot_scaling(curves: Sequence[tuple[str, Sequence[Report]]], file: str) -> None:
-    """Draw how the time grows with the size of the images and with their number.
-
-    Args:
-        curves: Each a label for the axis (``'side of the image, pixels'``) and the reports along it.
-        file: The picture to write.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), dpi=130, layout="constrained")
-    for ax, (label, reports) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves):
-        along = [report.settings.batch if "images" in label else report.settings.height for report in reports]
-        for name in [result.name for result in reports[0].results if result.median is not None]:
-            times = [next(r for r in report.results if r.name == name).median for report in reports]
-            ax.plot(
-                along, times, marker="o", markersize=3, color=_colour(name) if name == BASELINE else None, label=name
-            )
-        ax.plot(
-            along, [report.ideal_milliseconds for report in reports], ":", color=INK, label="convolutions at GEMM peak"
-        )
-        ax.set_xlabel(label)
-        ax.set_ylabel("milliseconds a step")
-        ax.set_xticks(along)
-        ax.set_ylim(0)
-        ax.legend(fontsize=7, frameon=False)
-        _plain(ax)
-    conditions = curves[0][1][0].title.split(", ")
-    del conditions[-3]  # the size, which varies
-    figure.suptitle(f"{', '.join(conditions)}: {_environment()}", fontsize=9, color=FAINT)
-    figure.savefig(file)
 
 
 def _key() -> tuple[list[Patch], list[str]]:

@@ -36,7 +36,7 @@ def measure_gemm_peak(dtype_name: str, device: str) -> float:
     return max(2 * size**3 / seconds, flops_of_conv / seconds_of_conv)
 
 
-def _best_seconds(work: Callable[[], object], device: str, repeats: int = 8, patience: float = 2.0) -> float:
+def _best_seconds(work: Callable[[], object], device: str, repeats: int = 8, patience: float = 0.5) -> float:
     """The shortest of several runs; of fewer where they take more than ``patience`` seconds together."""
     best, begin = float("inf"), time.perf_counter()
     for _ in range(repeats):

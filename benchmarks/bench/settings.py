@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -67,10 +67,6 @@ class Settings:
     def is_half(self) -> bool:
         """Whether the arithmetic is in half precision."""
         return self.dtype in ("bf16", "fp16")
-
-    def at(self, height: int, width: int, batch: int) -> Settings:
-        """The same settings for images of another size or number."""
-        return replace(self, height=height, width=width, batch=batch)
 
     def image(self) -> Tensor:
         """A batch of random images, always the same."""
