@@ -11,9 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from .bench.measure import measure
-from .bench.report import Report, write_json
-from .bench.roofline import count_flops, measure_gemm_peak
+from .bench.report import Report, make_report, write_json
 from .bench.rows import rows_for
 from .bench.settings import Settings
 
@@ -79,12 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings.check()
         builders = {name: build for name, build in rows_for(settings).items() if name in names}
         try:
-            results = measure(settings, builders, memory=True)
+            reports.append(make_report(settings, builders, memory=True))
         except Exception as error:  # noqa: BLE001 - the tables that follow are measured all the same
             print(f"{settings}: {type(error).__name__}: {error}", flush=True)
             continue
-        peak = measure_gemm_peak(settings.dtype, settings.device)
-        reports.append(Report(settings, results, count_flops(settings), peak))
         write_json(reports, arguments.json)
         print(f"{time.monotonic() - begin:.0f} s: {reports[-1].title}", *reports[-1].lines(), sep="\n", flush=True)
     return 0

@@ -9,14 +9,11 @@ from dataclasses import replace
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from resnet_backbone.errors import ArgumentError, did_you_mean
 
-from .measure import measure
 from .plot import plot_reports
-from .report import Report, write_json
-from .roofline import count_flops, measure_gemm_peak
+from .report import Report, make_report, write_json
 from .rows import BASELINE, Builder, rows_for
 from .settings import Settings
 
@@ -83,11 +80,15 @@ def _run(arguments: argparse.Namespace) -> int:
     console = Console()
     if not console.is_terminal:
         console.width = 110  # a file or a pipe has no width of its own
-    reports = _measure_all(series, builders, arguments.memory, console)
-    if arguments.json:
-        write_json(reports, arguments.json)
-    if arguments.plot:
-        plot_reports(reports, arguments.plot)
+    reports: list[Report] = []
+    for settings in series:
+        with console.status(settings.dtype) as status:
+            reports.append(make_report(settings, builders, memory=arguments.memory, progress=status.update))
+        console.print(reports[-1].table(), *reports[-1].notes(), sep="\n")
+        if arguments.json:
+            write_json(reports, arguments.json)
+        if arguments.plot:
+            plot_reports(reports, arguments.plot)
     return 0
 
 
@@ -98,28 +99,6 @@ def _chosen(rows: dict[str, Builder], only: Sequence[str] | None) -> dict[str, B
         if name not in rows:
             raise ArgumentError(f"--only has no row {name!r}.{did_you_mean(name, rows)} Rows: {'; '.join(rows)}")
     return {name: build for name, build in rows.items() if name in only or name == BASELINE}
-
-
-def _measure_all(
-    series: Sequence[Settings], builders: dict[str, Builder], memory: bool, console: Console
-) -> list[Report]:
-    reports = []
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        for settings in series:
-            # Every row is prepared once and timed `repeats` times.
-            task = progress.add_task(settings.dtype, total=len(builders) * (1 + settings.repeats))
-
-            def tell(text: str, task: object = task) -> None:
-                progress.update(task, advance=1, description=text)  # type: ignore[arg-type]
-
-            results = measure(settings, builders, memory=memory, progress=tell)
-            reports.append(
-                Report(settings, results, count_flops(settings), measure_gemm_peak(settings.dtype, settings.device))
-            )
-            progress.remove_task(task)
-            console.print(reports[-1].table(), *reports[-1].notes(), sep="\n")
-    return reports
 
 
 if __name__ == "__main__":

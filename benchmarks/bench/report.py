@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,11 +16,12 @@ from rich.table import Table
 
 from resnet_backbone import __version__
 
-from .measure import Result
-from .rows import BASELINE
+from .measure import Result, measure
+from .roofline import count_flops, measure_gemm_peak
+from .rows import BASELINE, Builder
 from .settings import Settings
 
-__all__ = ["Report", "machine", "write_json"]
+__all__ = ["Report", "machine", "make_report", "write_json"]
 
 LOW_PRECISION = ("avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8", "asimddp", "bf16", "i8mm")
 
@@ -109,6 +110,25 @@ class Report:
             f"medians of {self.settings.repeats} interleaved runs. faster, memory: against 'exact'; error: of the "
             f"levels, against 'exact' in fp32"
         )
+
+
+def make_report(
+    settings: Settings,
+    builders: Mapping[str, Builder],
+    *,
+    memory: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Report:
+    """Measure the rows and what the machine could do at best.
+
+    Args:
+        settings: The conditions.
+        builders: The rows, as ``rows_for`` gives them.
+        memory: Whether to weigh them too.
+        progress: Told what happens next.
+    """
+    results = measure(settings, builders, memory=memory, progress=progress)
+    return Report(settings, results, count_flops(settings), measure_gemm_peak(settings.dtype, settings.device))
 
 
 def _memory(result: Result) -> int | None:
