@@ -17,6 +17,7 @@ from resnet_backbone.layers.deform import DeformConv2dPack, ModulatedDeformConv2
 
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 SMALL = dict(base_channels=8)
+TWO_STAGES = dict(num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(0, 1))
 CONV_MODULE = dict(type="ConvModule", kernel_size=1, out_channels=8, norm_cfg=dict(type="BN"))
 
 
@@ -183,7 +184,7 @@ def prepared(deployed, **arguments):
 @DEPLOYED
 def test_compiles_without_graph_breaks(deployed):
     torch.compiler.reset()
-    backbone = prepared(deployed, num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(0, 1))
+    backbone = prepared(deployed, **TWO_STAGES)
     compiled = torch.compile(backbone, fullgraph=True)
     assert_close(outputs(compiled), outputs(backbone))
 
@@ -213,7 +214,7 @@ def test_compiles_in_place_with_its_weights_as_constants():
 
 def test_compiles_in_place_and_trains():
     torch.compiler.reset()
-    exact = shaken().train()
+    exact = shaken(**TWO_STAGES).train()
     compiled = copy.deepcopy(exact)
     compiled.compile(backend="aot_eager")
     x = torch.rand(1, 3, 64, 64)
@@ -226,7 +227,7 @@ def test_compiles_in_place_and_trains():
 @pytest.mark.skipif(TORCH < (2, 6), reason="dynamic sizes of whole networks in torch.export: tested from torch 2.6")
 @DEPLOYED
 def test_torch_export_with_dynamic_batch_and_size(deployed):
-    backbone = prepared(deployed, cls=ResNetV1d)
+    backbone = prepared(deployed, cls=ResNetV1d, **TWO_STAGES)
     batch, height, width = (torch.export.Dim(name, min=1, max=8) for name in ("batch", "height", "width"))
     shapes = ({0: batch, 2: 32 * height, 3: 32 * width},)
     program = torch.export.export(backbone, (torch.randn(2, 3, 64, 96),), dynamic_shapes=shapes)
@@ -239,7 +240,7 @@ def test_torch_export_with_dynamic_batch_and_size(deployed):
 @DEPLOYED
 def test_onnx_with_dynamic_batch_and_size(deployed, opset, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
-    backbone, file = prepared(deployed, cls=ResNetV1d), str(tmp_path / "backbone.onnx")
+    backbone, file = prepared(deployed, cls=ResNetV1d, **TWO_STAGES), str(tmp_path / "backbone.onnx")
     if opset == 17:
         names = dict(dynamic_axes={"image": {0: "batch", 2: "height", 3: "width"}}, dynamo=False)
     else:

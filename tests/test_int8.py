@@ -13,8 +13,11 @@ TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 NEEDS_TORCHAO = pytest.mark.skipif(TORCH < (2, 8), reason=f"torchao's quantization is for torch >= 2.8, not {TORCH}")
 
 
+TWO_STAGES = dict(num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(0, 1))
+
+
 def make(**arguments):
-    backbone = ResNet(18, base_channels=16, zero_init_residual=False, **arguments)
+    backbone = ResNet(18, **{"base_channels": 8, "zero_init_residual": False, **arguments})
     backbone.init_weights()
     with torch.no_grad():
         for name, buffer in backbone.named_buffers():
@@ -26,17 +29,16 @@ def make(**arguments):
 
 
 @NEEDS_TORCHAO
-@pytest.mark.parametrize("reduce_range", [None, False])
-def test_levels_are_near(reduce_range):
-    backbone = make(out_indices=(1, 2, 3), frozen_stages=1).train()
+def test_levels_are_near():
+    backbone = make(deep_stem=True, avg_down=True, frozen_stages=1, **TWO_STAGES).train()
     before = copy.deepcopy(backbone.state_dict())
-    int8 = quantize_int8(backbone, [torch.randn(2, 3, 64, 96), torch.randn(1, 3, 96, 64)], reduce_range=reduce_range)
+    int8 = quantize_int8(backbone, [torch.randn(2, 3, 64, 96), torch.randn(1, 3, 96, 64)])
     assert backbone.training
     assert not backbone.deployed
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
     assert (int8.out_channels, int8.out_strides) == (backbone.out_channels, backbone.out_strides)
     backbone.eval()
-    for shape in [(2, 3, 64, 96), (1, 3, 72, 100)] if reduce_range is None else [(2, 3, 64, 96)]:
+    for shape in [(2, 3, 64, 96), (1, 3, 72, 100)]:
         x = torch.randn(shape)
         levels, expected = int8(x), backbone(x)
         assert [level.shape for level in levels] == [level.shape for level in expected]
@@ -48,38 +50,36 @@ def test_levels_are_near(reduce_range):
 
 
 @NEEDS_TORCHAO
-@pytest.mark.parametrize(
-    "arguments", [dict(deep_stem=True, avg_down=True), dict(dilations=(1, 1, 2, 4), strides=(1, 2, 1, 1))]
-)
-def test_family(arguments):
-    backbone = make(**arguments).eval()
+def test_deployed_and_dilated_with_the_full_range_of_bits():
+    backbone = make(**{**TWO_STAGES, "dilations": (1, 2), "strides": (1, 1)}).eval().switch_to_deploy()
     x = torch.randn(1, 3, 64, 64)
-    for level, exact in zip(quantize_int8(backbone.switch_to_deploy(), [x])(x), backbone(x)):
+    for level, exact in zip(quantize_int8(backbone, [x], reduce_range=False)(x), backbone(x)):
         assert (level - exact).norm() < 0.1 * exact.norm()
 
 
 @NEEDS_TORCHAO
 def test_refuses_what_it_cannot_do():
-    int8 = quantize_int8(make(), iter([torch.randn(1, 3, 64, 64)]))
-    with pytest.raises(DeployedError, match="quantize again"):
+    one_stage = dict(num_stages=1, strides=(1,), dilations=(1,), out_indices=(0,))
+    int8 = quantize_int8(make(**one_stage), iter([torch.randn(1, 3, 64, 64)]))
+    with pytest.raises(DeployedError, match="cannot train"):
         int8.train()
     assert not int8.eval().training
-    with pytest.raises(ArgumentError, match=r"x must have shape \(N, 3, H, W\), got \(1, 4, 64, 64\)"):
+    with pytest.raises(ArgumentError, match=r"^x .*\(1, 4, 64, 64\)"):
         int8(torch.rand(1, 4, 64, 64))
     with pytest.raises(ArgumentTypeError, match=r"float32, got torch\.float64"):
         int8(torch.rand(1, 3, 64, 64).double())
-    with pytest.raises(ArgumentError, match="at least one batch"):
-        quantize_int8(make(), [])
-    with pytest.raises(ArgumentError, match=r"a batch must have shape \(N, 3, H, W\), got \(3, 64, 64\)"):
-        quantize_int8(make(), [torch.rand(3, 64, 64)])
+    with pytest.raises(ArgumentError, match=r"^batches "):
+        quantize_int8(make(**one_stage), [])
+    with pytest.raises(ArgumentError, match=r"batch .*\(3, 64, 64\)"):
+        quantize_int8(make(**one_stage), [torch.rand(3, 64, 64)])
 
 
 @pytest.mark.parametrize(
     ("backbone", "message"),
     [
-        (torch.nn.Conv2d(3, 8, 3), "backbone must be a ResNet of this package, got Conv2d"),
+        (torch.nn.Conv2d(3, 8, 3), "^backbone .*Conv2d"),
         (ResNet(18, base_channels=4, conv_cfg=dict(type="Conv1d"), norm_cfg=dict(type="BN1d")), "of images"),
-        (ResNet(18, base_channels=4).to("meta"), r"must be on a CPU, got \['meta'\]"),
+        (ResNet(18, base_channels=4).to("meta"), r"^backbone .*'meta'"),
     ],
     ids=["foreign", "signals", "device"],
 )

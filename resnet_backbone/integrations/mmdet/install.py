@@ -8,11 +8,12 @@ from importlib.util import find_spec
 
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import print_log
+from mmengine.registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, WEIGHT_INITIALIZERS
 from mmengine.registry import MODELS as ROOT
-from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, WEIGHT_INITIALIZERS
 
 from ...layers import SELayer
 from ...layers.dcn_types import OWN_TYPES, has_compiled_mmcv, register_deform_convs
+from .fine_tuning import FreezeHook, LayerDecayOptimWrapperConstructor
 from .optim import DefaultOptimWrapperConstructor
 from .pretrained import PretrainedInit
 from .registry import forget_failed_import, may_register, override_mmdet
@@ -29,6 +30,8 @@ def install() -> None:
     read_runner_files()
     WEIGHT_INITIALIZERS.register_module(name="Pretrained", module=PretrainedInit, force=True)
     OPTIM_WRAPPER_CONSTRUCTORS.register_module(module=DefaultOptimWrapperConstructor, force=True)
+    OPTIM_WRAPPER_CONSTRUCTORS.register_module(module=LayerDecayOptimWrapperConstructor, force=True)
+    HOOKS.register_module(module=FreezeHook, force=True)
     # Layers are found from any scope in mmengine's root, where mmcv's are. mmcv's own deformable convolutions come in
     # when the first is built, since importing its operators takes a while.
     if may_register("SELayer", ROOT):
