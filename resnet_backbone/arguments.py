@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
+from mmengine.model import BaseModule
 from torch import nn
 
-from .errors import ArgumentError, ArgumentTypeError, check_channels, is_int
+from .errors import ArgumentError, ArgumentTypeError, check_channels, did_you_mean, is_int
 from .layers.build import layer_type
 from .layers.dimensions import check_dims
 
@@ -24,7 +27,11 @@ __all__ = [
     "check_per_stage",
     "check_stage_indices",
     "check_stage_mask",
+    "names_misspelt",
+    "unknown_argument",
 ]
+
+Init = TypeVar("Init", bound=Callable[..., None])
 
 _FLAGS = (
     *("deep_stem", "avg_down", "norm_eval", "zero_init_residual", "fold_norm", "channels_last", "contract_dilation"),
@@ -32,6 +39,41 @@ _FLAGS = (
 )
 # Set by the block, for a deformable convolution as for the convolution that it replaces.
 _SET_BY_BLOCK = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "bias")
+
+
+def names_misspelt(init: Init) -> Init:
+    """Decorate an ``__init__`` so that a misspelt argument is named, where Python would name the missing one.
+
+    Args:
+        init: The ``__init__`` of a backbone.
+    """
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            signature.bind(self, *args, **kwargs)
+        except TypeError:
+            known = _known_arguments(type(self))
+            for name in kwargs:
+                if name not in known:
+                    raise unknown_argument(type(self), name) from None
+        init(self, *args, **kwargs)
+
+    return cast(Init, checked)
+
+
+def unknown_argument(cls: type, name: str) -> ArgumentTypeError:
+    """Return the error for an argument that a backbone does not have, with the nearest that it has."""
+    return ArgumentTypeError(f"{cls.__name__} has no argument {name!r}.{did_you_mean(name, _known_arguments(cls))}")
+
+
+def _known_arguments(cls: type) -> set[str]:
+    inits = [
+        vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base) and issubclass(base, BaseModule)
+    ]
+    parameters = [parameter for init in inits for parameter in inspect.signature(init).parameters.values()]
+    return {parameter.name for parameter in parameters if parameter.kind is not inspect.Parameter.VAR_KEYWORD}
 
 
 def check_arguments(backbone: Any, device: Any, dtype: Any) -> None:

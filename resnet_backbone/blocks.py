@@ -26,7 +26,7 @@ Cfg = dict[str, Any]
 
 
 class ResidualBlock(BaseModule):
-    """What both blocks share: ``relu(residual(x) + shortcut(x))``, plugins, and checkpointing."""
+    """Base class of the blocks: ``relu(residual(x) + shortcut(x))``, with plugins and checkpointing."""
 
     expansion: ClassVar[int]
     """Output channels of the block, as a multiple of ``planes``."""
@@ -243,7 +243,7 @@ class BasicBlock(ResidualBlock):
         with_cp: Drop the block's activations after the forward pass and compute them again in the backward pass.
         conv_cfg: Config of the convolutions; ``None`` means ``dict(type='Conv2d')``.
         norm_cfg: Config of the norm layers.
-        dcn: Config of a deformable convolution that takes the second 3x3's place. The second one, because it keeps the
+        dcn: Config of a deformable convolution that replaces the second 3x3. The second one, because it keeps the
             resolution and sees the features that the first has made; detectron2 and PaddleDetection place it there too.
         plugins: Configs of plugins, each with a position ``'after_conv1'`` or ``'after_conv2'``.
         init_cfg: mmengine's initialisation config.
@@ -333,7 +333,7 @@ class Bottleneck(ResidualBlock):
         with_cp: Drop the block's activations after the forward pass and compute them again in the backward pass.
         conv_cfg: Config of the convolutions; ``None`` means ``dict(type='Conv2d')``.
         norm_cfg: Config of the norm layers.
-        dcn: Config of a deformable convolution that takes the 3x3's place; ``fallback_on_stride=True`` keeps an
+        dcn: Config of a deformable convolution that replaces the 3x3; ``fallback_on_stride=True`` keeps an
             ordinary one where the 3x3 strides.
         plugins: Configs of plugins, each with a position ``'after_conv1'``, ``'after_conv2'`` or ``'after_conv3'``.
         init_cfg: mmengine's initialisation config.
@@ -403,7 +403,7 @@ class Bottleneck(ResidualBlock):
         self.add_module(self.norm2_name, norm2)
 
     def _wide_conv(self, cfg: Cfg | None, width: int, groups: int = 1) -> nn.Module:
-        """Build a convolution in the place of the 3x3, from ``width`` channels to as many."""
+        """Build a convolution with the arguments of the 3x3, from ``width`` channels to ``width``."""
         return build_conv_layer(
             cfg,
             width,

@@ -27,12 +27,12 @@ Levels = tuple[Tensor, ...]
 
 
 class Int8Backbone(nn.Module):
-    """What ``quantize_int8`` returns: the backbone's levels, computed in 8-bit integers. It takes the backbone's place.
+    """The result of ``quantize_int8``: a backbone that computes in 8-bit integers, and replaces the original.
 
-    The first image of each size compiles the network for that size, in 10 to 30 seconds.
+    The first image of each size compiles the network for it, which takes 10 to 30 seconds.
 
     Args:
-        backbone: What was quantized.
+        backbone: The backbone that was quantized.
         network: Its quantized graph.
 
     Attributes:
@@ -90,22 +90,22 @@ def quantize_int8(backbone: ResNet, batches: Iterable[Tensor], *, reduce_range: 
 
     Args:
         backbone: The backbone, with its trained weights; it stays as it is. Of images, and on a CPU.
-        batches: Some batches of preprocessed images for calibration, each ``(N, C, H, W)``: a few dozen images like
-            those to come decide which ranges of features are told apart.
-        reduce_range: Whether features get 7 bits in place of 8, which is exact on CPUs whose 8-bit products may
-            overflow. ``None``: where the CPU has no VNNI instructions.
+        batches: Batches of preprocessed images for calibration, each ``(N, C, H, W)``: a few dozen images that are
+            typical of those in inference set the ranges of the features.
+        reduce_range: Use 7 bits instead of 8 for features, which avoids overflow on CPUs without VNNI instructions.
+            ``None`` means to use 7 on those CPUs only.
 
     Returns:
-        A module that takes the place of ``backbone`` in inference. It cannot be saved: save the backbone.
+        A module that replaces ``backbone`` in inference. It cannot be saved: save the backbone.
 
     Raises:
-        ArgumentError: ``backbone`` is none of images, or not on a CPU; there is no batch, or one has a wrong shape.
+        ArgumentError: ``backbone`` is not for images, or not on a CPU; there is no batch, or one has a wrong shape.
         ImportError: torchao is missing, or does not work with this torch.
     """
     _check_backbone(backbone)
     prepare, convert = (getattr(_torchao("quantize_pt2e"), name) for name in ("prepare_pt2e", "convert_pt2e"))
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torchao's, on how it will be organised in time to come
+        warnings.simplefilter("ignore")  # torchao's, on its future layout
         observed = prepare(_graph_of(backbone), _quantizer(reduce_range))
         count = 0
         for batch in batches:
@@ -121,7 +121,7 @@ def _check_backbone(backbone: Any) -> None:
     if not isinstance(backbone, ResNet):
         raise ArgumentTypeError(f"backbone must be a ResNet of this package, got {type(backbone).__name__}")
     if backbone.spatial_dims != 2:
-        raise ArgumentError(f"backbone must be one of images (Conv2d), got one of {backbone.spatial_dims} dimensions")
+        raise ArgumentError(f"backbone must be for images (Conv2d), got one for {backbone.spatial_dims} dimensions")
     devices = {parameter.device.type for parameter in backbone.parameters()}
     if devices != {"cpu"}:
         raise ArgumentError(f"backbone must be on a CPU, got {sorted(devices)}: call .cpu()")
@@ -137,11 +137,11 @@ def _check_images(name: str, x: Any, channels: int | None) -> None:
 
 
 def _graph_of(backbone: ResNet) -> nn.Module:
-    """The deployed backbone as a graph that takes any batch and size."""
+    """Return the graph of the deployed backbone, for any batch size and image size."""
     deployed = copy.deepcopy(backbone).eval().switch_to_deploy().float()
     example = torch.zeros(2, backbone.in_channels or 3, 128, 160)
     free = torch.export.Dim.AUTO
-    # torchao finds residual additions in strict graphs alone.
+    # torchao finds residual additions in strict graphs only.
     program = torch.export.export(deployed, (example,), dynamic_shapes=({0: free, 2: free, 3: free},), strict=True)
     return program.module()
 

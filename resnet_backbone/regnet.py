@@ -10,9 +10,10 @@ import numpy as np
 from torch import nn
 
 from . import resnext
+from .arguments import names_misspelt
 from .errors import ArgumentError, ArgumentTypeError, UnknownNameError, did_you_mean
 from .layers.build import build_conv_layer, build_norm_layer
-from .resnet import ResNet, names_misspelt
+from .resnet import ResNet
 
 __all__ = ["Bottleneck", "RegNet"]
 

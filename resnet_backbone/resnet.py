@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import logging
 import math
 import warnings
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, ClassVar, NamedTuple, TypeVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from mmengine.logging import MMLogger
@@ -18,10 +16,10 @@ from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import Never, Self
 
-from .arguments import check_arguments
+from .arguments import check_arguments, names_misspelt, unknown_argument
 from .blocks import BasicBlock, Bottleneck
 from .deploy import deployed_class, fuse_conv_bn
-from .errors import ArgumentError, ArgumentTypeError, UnknownNameError, did_you_mean
+from .errors import ArgumentError, ArgumentTypeError, UnknownNameError
 from .fine_tuning import FineTuning
 from .layers.build import build_conv_layer, build_norm_layer
 from .layers.conv_norm import conv_norm, conv_norm_sequence
@@ -33,7 +31,6 @@ from .res_layer import ResLayer
 __all__ = ["FeatureInfo", "ResNet", "ResNetV1c", "ResNetV1d", "channels_of"]
 
 Cfg = dict[str, Any]
-Init = TypeVar("Init", bound=Callable[..., None])
 
 
 class FeatureInfo(NamedTuple):
@@ -50,45 +47,13 @@ class FeatureInfo(NamedTuple):
     reduction: int
 
 
-def _known_arguments(cls: type) -> set[str]:
-    inits = [vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base) and issubclass(base, ResNet)]
-    parameters = [parameter for init in inits for parameter in inspect.signature(init).parameters.values()]
-    return {parameter.name for parameter in parameters if parameter.kind is not inspect.Parameter.VAR_KEYWORD}
-
-
-def _unknown_argument(cls: type, name: str) -> ArgumentTypeError:
-    return ArgumentTypeError(f"{cls.__name__} has no argument {name!r}.{did_you_mean(name, _known_arguments(cls))}")
-
-
-def names_misspelt(init: Init) -> Init:
-    """Let a constructor name a misspelt argument where Python would only miss the one that was meant.
-
-    Args:
-        init: The ``__init__`` of a ``ResNet``.
-    """
-    signature = inspect.signature(init)
-
-    @functools.wraps(init)
-    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
-        try:
-            signature.bind(self, *args, **kwargs)
-        except TypeError:
-            known = _known_arguments(type(self))
-            for name in kwargs:
-                if name not in known:
-                    raise _unknown_argument(type(self), name) from None
-        init(self, *args, **kwargs)
-
-    return cast(Init, checked)
-
-
 class ResNet(FineTuning):
     """ResNet (He et al., 2015, https://arxiv.org/abs/1512.03385, table 1), without its classifier.
 
     Args:
         depth: 18, 34, 50, 101 or 152.
-        in_channels: Number of channels of the input image, or of the signal: its leads.
-        stem_channels: Number of channels that the stem returns; ``None`` means ``base_channels``.
+        in_channels: Number of channels of the input image or signal.
+        stem_channels: Number of output channels of the stem; ``None`` means ``base_channels``.
         base_channels: ``planes`` of the first stage; each further stage doubles it.
         num_stages: Number of stages, 1 to 4.
         strides: Stride of each stage.
@@ -97,31 +62,31 @@ class ResNet(FineTuning):
         style: ``'pytorch'`` strides in a Bottleneck's 3x3 convolution, ``'caffe'`` in its first 1x1.
         deep_stem: Three 3x3 convolutions in the stem in place of one 7x7.
         avg_down: Let the shortcuts average before their 1x1 convolution instead of striding in it.
-        frozen_stages: Keep the stem (0), and the stages up to this number (1 to ``num_stages``), from training: no
-            gradients, norm layers in eval mode. -1 freezes nothing.
+        frozen_stages: Freeze the stem (0), and the stages up to this number (1 to ``num_stages``): no gradients, and
+            norm layers in eval mode. -1 freezes nothing.
         conv_cfg: Config of the convolutions; ``None`` means ``dict(type='Conv2d')``. ``dict(type='Conv1d')`` makes a
             ResNet for signals ``(N, C, L)``, ``dict(type='Conv3d')`` one for volumes ``(N, C, T, H, W)``.
         norm_cfg: Config of the norm layers: ``BN1d`` for signals, ``BN3d`` for volumes.
-        norm_eval: Keep every batch norm in eval mode while training: its running statistics stay as they are, its
-            affine parameters train.
+        norm_eval: Keep every batch norm in eval mode during training: its running statistics do not change, its affine
+            parameters train.
         dcn: Config of a deformable convolution for the 3x3 of the stages that ``stage_with_dcn`` names.
-        stage_with_dcn: One truth value per stage.
+        stage_with_dcn: One boolean per stage.
         plugins: Layers to insert into blocks: ``dict(cfg=dict(type=...), position='after_conv2', stages=(...))``.
-            ``stages`` has one truth value per stage and may be left out; several plugins of one type in one block need
-            a ``postfix`` in their ``cfg``.
-        with_cp: Drop each block's activations after the forward pass and compute them again in the backward pass. One
-            truth value for all stages, or one per stage.
+            ``stages`` has one boolean per stage and may be left out; several plugins of one type in one block need a
+            ``postfix`` in their ``cfg``.
+        with_cp: Checkpoint each block: drop its activations after the forward pass and compute them again in the
+            backward pass. A boolean for all stages, or one per stage.
         zero_init_residual: Start the last norm layer of each block at zero, so that each block starts as an identity
             (Goyal et al., 2017, https://arxiv.org/abs/1706.02677, section 5.1).
         pretrained: Deprecated: a checkpoint to start from. Use
             ``init_cfg=dict(type='Pretrained', checkpoint=...)``.
         init_cfg: mmengine's initialisation config. ``None`` means Kaiming initialisation of the convolutions.
-        fold_norm: Compute each convolution and the batch norm behind it as one convolution wherever the norm is in
-            eval mode (``norm_eval``, frozen stages, ``eval()``): half the memory kept for the backward pass, and less
-            time (You et al., 2023, https://arxiv.org/abs/2305.11624). Parameters and state dict stay as they are,
-            outputs and gradients differ by rounding.
-        channels_last: Keep weights in the memory format ``channels_last`` and bring each input into it, which most
-            devices compute faster. Values differ by rounding, state dicts by no value.
+        fold_norm: Compute each convolution and the batch norm after it as one convolution wherever the norm is in eval
+            mode (``norm_eval``, frozen stages, ``eval()``), which halves the memory saved for the backward pass and
+            takes less time (You et al., 2023, https://arxiv.org/abs/2305.11624). Parameters and state dict are the
+            same, outputs and gradients differ by rounding.
+        channels_last: Use the memory format ``channels_last`` for weights and inputs, which is faster on most devices.
+            Outputs and gradients differ by rounding, the state dict does not differ.
         multi_grid: Dilation of each block of the last stage, in place of the stage's, as in mmsegmentation (Chen et
             al., 2017, https://arxiv.org/abs/1706.05587, section 3.1).
         contract_dilation: Give the first block of each dilated stage half of its dilation, as in mmsegmentation.
@@ -135,8 +100,8 @@ class ResNet(FineTuning):
         out_stem: Return the stem's features before max pooling as the first level, of stride 2, for decoders such as
             that of U-Net.
         device: Device to build on; ``None`` means PyTorch's default.
-        dtype: Dtype of parameters and statistics; ``None`` means PyTorch's default.
-        **unknown: No further argument exists; each is refused, with the nearest that does.
+        dtype: Dtype of parameters and running statistics; ``None`` means PyTorch's default.
+        **unknown: Not allowed: the error suggests the nearest argument.
 
     Raises:
         ArgumentError: An argument has a value that is not allowed. It is a ``ValueError`` and an ``AssertionError``;
@@ -210,7 +175,7 @@ class ResNet(FineTuning):
     ) -> None:
         super().__init__(init_cfg)
         if unknown:
-            raise _unknown_argument(type(self), next(iter(unknown)))
+            raise unknown_argument(type(self), next(iter(unknown)))
         self.block, self.stage_blocks = self._architecture(depth)
         self.depth = depth
         self.in_channels = in_channels

@@ -101,10 +101,10 @@ def test_stages_of_subclasses_are_not_told_by_default():
 @pytest.mark.parametrize(
     ("multi_grid", "error", "message"),
     [
-        (2, ArgumentTypeError, "multi_grid must be a sequence of 3 integers, got 2"),
-        ((1, 2), ArgumentError, r"one entry per block of the last stage, 3, got 2 in \(1, 2\)"),
-        ((1, 2, 0), ArgumentError, r"at least 1, got \(1, 2, 0\)"),
-        ((1, 2, 4.0), ArgumentError, r"integers of at least 1"),
+        (2, ArgumentTypeError, r"multi_grid.*\b3\b.*\b2"),
+        ((1, 2), ArgumentError, r"multi_grid.*\b3\b.*\(1, 2\)"),
+        ((1, 2, 0), ArgumentError, r"multi_grid.*\(1, 2, 0\)"),
+        ((1, 2, 4.0), ArgumentError, r"multi_grid.*\(1, 2, 4\.0\)"),
     ],
 )
 def test_refuses(multi_grid, error, message):

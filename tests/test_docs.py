@@ -106,8 +106,8 @@ def test_example_of_freezing_draws_what_the_networks_do(tmp_path):
     assert set(cells["everything trains"].values()) == {(True, True, True)}
     assert set(cells["a fixed extractor"].values()) == {(False, False, False)}
     assert cells["caffe weights"]["layer4"] == (True, False, False)
-    assert cells["fine-tuning"]["layer3"].folds == "folds once"
-    assert cells["fine-tuning"]["layer4"].folds == "folds each step"
+    assert cells["fine-tuning"]["layer3"].folds == "folds"
+    assert cells["everything trains"]["layer4"].folds == "cannot fold"
     freezing.main(["--out", str(tmp_path / "freezing.png")])
     assert (tmp_path / "freezing.png").read_bytes().startswith(b"\x89PNG")
 

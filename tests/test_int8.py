@@ -78,7 +78,7 @@ def test_refuses_what_it_cannot_do():
     ("backbone", "message"),
     [
         (torch.nn.Conv2d(3, 8, 3), "^backbone .*Conv2d"),
-        (ResNet(18, base_channels=4, conv_cfg=dict(type="Conv1d"), norm_cfg=dict(type="BN1d")), "of images"),
+        (ResNet(18, base_channels=4, conv_cfg=dict(type="Conv1d"), norm_cfg=dict(type="BN1d")), r"^backbone .*1 dim"),
         (ResNet(18, base_channels=4).to("meta"), r"^backbone .*'meta'"),
     ],
     ids=["foreign", "signals", "device"],

@@ -1,4 +1,4 @@
-"""A backbone and a feature pyramid network on top, as the detectors of torchvision take it."""
+"""A backbone with a feature pyramid network, for torchvision's detectors."""
 
 from __future__ import annotations
 
@@ -58,21 +58,21 @@ def with_fpn(
     extra_blocks: ExtraFPNBlock | None = None,
     norm_layer: Callable[..., nn.Module] | None = None,
 ) -> BackboneWithFPN:
-    """Put a feature pyramid network (Lin et al., 2016, https://arxiv.org/abs/1612.03144) on a backbone.
+    """Build a feature pyramid network (Lin et al., 2016, https://arxiv.org/abs/1612.03144) on a backbone.
 
-    The result is what ``torchvision.models.detection`` takes as ``backbone``, with the parameter names of torchvision's
-    ``resnet_fpn_backbone``. The backbone's ``out_indices`` decides the levels, its ``frozen_stages`` and ``norm_eval``
-    hold as ever. Needs torchvision.
+    The result is a ``backbone`` for the detectors of ``torchvision.models.detection``, with the parameter names of
+    torchvision's ``resnet_fpn_backbone``. It has a level for each output of the backbone, whose ``frozen_stages`` and
+    ``norm_eval`` are as without it. Needs torchvision.
 
     Args:
         backbone: A ResNet of this package for images, or a subclass of it; after ``switch_to_deploy`` too.
         out_channels: Number of channels of each level.
-        extra_blocks: What makes further levels, one of ``torchvision.ops.feature_pyramid_network``. ``None`` means
-            ``LastLevelMaxPool()``, one level, named ``'pool'``, as in Faster R-CNN; RetinaNet and FCOS have
-            ``LastLevelP6P7(in_channels, out_channels)``, two, made of the backbone's last level, or, where
-            ``in_channels == out_channels``, of the pyramid's.
-        norm_layer: Builds the norm layer behind each of the pyramid's convolutions from a number of channels; ``None``
-            means none.
+        extra_blocks: Module for further levels, from ``torchvision.ops.feature_pyramid_network``. ``None`` means
+            ``LastLevelMaxPool()``, one level named ``'pool'``, as in Faster R-CNN; RetinaNet and FCOS have
+            ``LastLevelP6P7(in_channels, out_channels)``, two levels computed from the backbone's last, or from the
+            pyramid's last where ``in_channels == out_channels``.
+        norm_layer: Callable that builds a norm layer from a number of channels, for after each of the pyramid's
+            convolutions; ``None`` means no norm layers.
 
     Returns:
         A module with ``out_channels``, whose ``forward`` returns an ``OrderedDict`` of levels.
@@ -113,13 +113,11 @@ def with_fpn(
 
 
 def _channels_of_levels(backbone: Any) -> list[int]:
-    """Return the number of channels of each level of a backbone for images; refuse anything else."""
+    """Return the number of channels of each level; check that the backbone is one of ours, for images."""
     infos = getattr(backbone, "feature_info", None)
     if not isinstance(backbone, nn.Module) or not isinstance(infos, tuple) or not _are_infos(infos):
         kind = f"the class {backbone.__name__}" if isinstance(backbone, type) else f"a {type(backbone).__name__}"
-        raise ArgumentTypeError(
-            f"backbone must be a ResNet of this package, whose feature_info says what its levels are, got {kind}"
-        )
+        raise ArgumentTypeError(f"backbone must be a ResNet of this package, with feature_info, got {kind}")
     dims = getattr(backbone, "spatial_dims", 2)
     if dims != 2:
         raise ArgumentError(
@@ -134,7 +132,7 @@ def _are_infos(infos: tuple[Any, ...]) -> bool:
 
 
 def _check_p6p7(extra_blocks: Any, last_channels: int, out_channels: int) -> None:
-    """Refuse a ``LastLevelP6P7`` that was made for other features; the first image would find out, in other words."""
+    """Check that a ``LastLevelP6P7`` was built for these features; without, the first image would fail."""
     from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
     if not isinstance(extra_blocks, LastLevelP6P7):

@@ -20,7 +20,7 @@ Cfg = dict[str, Any]
 
 
 class SELayer(BaseModule):
-    """Weight each channel by what the whole image says of it (Hu et al., 2017, https://arxiv.org/abs/1709.01507).
+    """Weight each channel by a function of all channels' means (Hu et al., 2017, https://arxiv.org/abs/1709.01507).
 
     SE-ResNet (figure 3 there) has one after the last norm layer of each block:
     ``plugins=[dict(cfg=dict(type='SELayer', ratio=16), position='after_conv3')]``; ``'after_conv2'`` for depths 18
@@ -28,12 +28,12 @@ class SELayer(BaseModule):
 
     Args:
         channels: Number of channels of the input and the output.
-        ratio: How many times narrower the layer between is; 16 in the paper.
+        ratio: Factor by which the hidden layer is narrower; 16 in the paper.
         conv_cfg: Config of the two 1x1 convolutions; ``None`` means ``dict(type='Conv2d')``,
             ``dict(type='Conv1d')`` weights the channels of signals.
         act_cfg: Configs of the two activations, or one for both.
         init_cfg: mmengine's initialisation config.
-        in_channels: The name by which a block gives ``channels`` to its plugins.
+        in_channels: Another name of ``channels``, which blocks use for their plugins.
 
     Raises:
         ArgumentError: Not one of ``channels`` and ``in_channels`` is given, or ``ratio`` or ``act_cfg`` has a value
