@@ -163,6 +163,30 @@ def test_learning_rates_decay_with_depth(is_backbone):
         assert lr[id(model.head.weight)] == 0.1
 
 
+def test_models_own_depths_come_first():
+    class Classifier(Model):  # as mmpretrain's
+        def get_layer_depth(self, param_name):
+            return self.backbone.get_layer_depth(param_name, "backbone.")
+
+    models = [Model(), Classifier()]
+    rates = [
+        [
+            group["lr"]
+            for group in build_optim_wrapper(
+                model,
+                dict(
+                    constructor="LayerDecayOptimWrapperConstructor",
+                    optimizer=dict(type="SGD", lr=0.1),
+                    paramwise_cfg=dict(layer_decay_rate=0.5),
+                ),
+            ).optimizer.param_groups
+        ]
+        for model in models
+    ]
+    assert rates[0] == rates[1]
+    assert len(set(rates[0])) == 10
+
+
 def test_learning_rates_need_a_backbone_with_depths():
     for model, paramwise in [(nn.Linear(2, 2), 0.5), (Model(), "0.5"), (Model(), 0)]:
         with pytest.raises(ArgumentError, match="layer_decay_rate"):

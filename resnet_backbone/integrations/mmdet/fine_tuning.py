@@ -145,6 +145,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         names = {parameter: name for name, parameter in module.named_parameters()}
         for group in params:
             (parameter,) = group["params"]
-            depth, num_layers = owner.get_layer_depth(names[parameter], "" if owner is module else "backbone.")
+            name = names[parameter]
+            # mmpretrain's classifiers have the method, too, without a prefix.
+            depth, num_layers = owner.get_layer_depth(*([name] if owner is module else [name, "backbone."]))
             group["lr_scale"] = decay ** (num_layers - depth - 1)
             group["lr"] = group.get("lr", self.base_lr) * group["lr_scale"]
