@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from helpers import gradients, loss_of, shake
+from helpers import gradients, loss_of, refused, shake
 
 from resnet_backbone import build_backbone
 
@@ -123,3 +123,64 @@ def test_deployed_equals_the_exact_path(name):
         assert_close(backbone.switch_to_deploy()(images(name)), expected)
     left = [layer for layer in backbone.modules() if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)]
     assert not left
+
+
+@pytest.mark.parametrize("name", ["ResNeXt", "Res2Net", "SE-ResNeXt"])
+@pytest.mark.parametrize("dims", [1, 3])
+def test_signals_and_volumes(name, dims):
+    arguments = dict(conv_cfg=dict(type=f"Conv{dims}d"), norm_cfg=dict(type=f"BN{dims}d"))
+    if "plugins" in FAMILY[name]:
+        plugin = dict(type="SELayer", ratio=4, conv_cfg=arguments["conv_cfg"])
+        arguments["plugins"] = [dict(cfg=plugin, position="after_conv3")]
+    backbone = backbone_of(name, **arguments).eval()
+    with torch.no_grad():
+        levels = backbone(torch.rand(1, 3, *[48] * dims))
+    assert tuple(level.shape[1] for level in levels) == backbone.out_channels
+    assert [level.dim() for level in levels] == [2 + dims] * 4
+
+
+def test_looking_again_reads_the_pyramid():
+    backbone = backbone_of("DetectoRS_ResNet", rfp_inplanes=8, output_img=False)
+    x = images("DetectoRS_ResNet")
+    pyramid = [torch.rand(2, 8, 64 // stride, 64 // stride) for stride in (4, 8, 16, 32)]
+    first = backbone(x)
+    second = backbone.rfp_forward(x, pyramid)
+    assert torch.equal(second[0], first[0])
+    assert all(not torch.equal(level, before) for level, before in zip(second[1:], first[1:], strict=True))
+    for block in (backbone.layer2[0], backbone.layer3[0], backbone.layer4[0]):
+        torch.nn.init.zeros_(block.rfp_conv.weight)
+        torch.nn.init.zeros_(block.rfp_conv.bias)
+    assert all(torch.equal(a, b) for a, b in zip(backbone.rfp_forward(x, pyramid), first, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("ResNeXt", dict(groups=0), ["groups", "0"]),
+        ("ResNeXt", dict(depth=18), ["depth", "18"]),
+        (
+            "ResNeXt",
+            dict(plugins=[dict(cfg=dict(type="SELayer"), position="after_conv4")]),
+            ["position", "after_conv4"],
+        ),
+        ("RegNet", dict(arch="regnetx_3.2fg"), ["arch", "regnetx_3.2gf"]),
+        ("RegNet", dict(arch=dict(REGNET, w0=17)), ["w0", "17"]),
+        ("RegNet", dict(deep_stem=True), ["deep_stem", "True"]),
+        ("RegNet", dict(stem_stride=4), ["stem_stride", "4"]),
+        ("Res2Net", dict(scales=1), ["scales", "1"]),
+        ("Res2Net", dict(style="caffe"), ["style", "caffe"]),
+        ("Res2Net", dict(plugins=[dict(cfg=dict(type="SELayer"), position="after")]), ["position", "after"]),
+        ("ResNeSt", dict(radix=0), ["radix", "0"]),
+        ("Wide ResNet", dict(base_width="128"), ["base_width", "128"]),
+        ("Wide ResNet", dict(depth=18), ["base_width", "16"]),
+        ("TridentResNet", dict(num_stages=4), ["num_stages", "4"]),
+        ("TridentResNet", dict(trident_dilations=(1, 2)), ["trident_dilations"]),
+        ("TridentResNet", dict(test_branch_idx=3), ["test_branch_idx", "3"]),
+        ("DetectoRS_ResNet", dict(sac="SAC"), ["sac", "SAC"]),
+        ("DetectoRS_ResNet", dict(init_cfg=dict(type="Kaiming")), ["init_cfg", "Kaiming"]),
+        ("DetectoRS_ResNet", dict(stage_with_sac=(True,), sac=SAC["sac"]), ["stage_with_sac"]),
+    ],
+)
+def test_wrong_argument_is_named(name, arguments, words):
+    with refused(ValueError, words):
+        backbone_of(name, **arguments)
