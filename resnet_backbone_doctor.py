@@ -56,7 +56,14 @@ if find_spec("mmcv._ext"):
 else:
     note = "without compiled operators: DCN uses torchvision's"
 """,
-    "mmdet": "import mmdet, mmdet.models",
+    "mmdet": """
+import mmdet
+from importlib.util import find_spec
+if find_spec("mmcv") and not find_spec("mmcv._ext"):
+    import resnet_backbone.integrations.mmdet.operators
+    note = "on resnet_backbone.integrations.mmdet.operators, which custom_imports must name"
+import mmdet.models
+""",
     "resnet_backbone": """
 import torch, resnet_backbone
 backbone = resnet_backbone.build_backbone(dict(type="ResNet", depth=18, base_channels=4)).eval()
@@ -79,7 +86,8 @@ PROBE_SECONDS = 300
 # Compiling mmcv needs torch and an older setuptools from the environment itself; pip's cache does not know for which
 # torch a wheel was compiled.
 BUILD_TOOLS = 'pip install "setuptools>=77.0.3,<81" wheel ninja psutil'
-COMPILE = "pip install --no-cache-dir --no-build-isolation"
+BUILD_MMCV = f"{BUILD_TOOLS} && resnet-backbone-build-mmcv"
+BUILD_FORK = f"{BUILD_TOOLS} && pip install --no-cache-dir --no-build-isolation onedl-mmcv"
 
 
 # Combinations that are known to fail: the component to blame; the components whose error shows it; what that error
@@ -138,10 +146,9 @@ class Environment(NamedTuple):
         installed = {component: self._installed(component) for component in DISTRIBUTIONS}
         used = next((names for c in ("mmdet", "mmcv", "mmengine") if (names := installed[c])), [])
         is_fork = len(used) == 1 and used[0] in FORK.values()
-        mmcv = "onedl-mmcv" if is_fork else '"mmcv>=2.0.0rc4,<2.2.0"' if installed["mmdet"] else "mmcv"
-        compile_mmcv = f"{BUILD_TOOLS} && {COMPILE} {mmcv}"
+        compile_mmcv = BUILD_FORK if is_fork else BUILD_MMCV
         mmcvs = " ".join(installed["mmcv"])
-        suit = f"pip uninstall -y {mmcvs} && {compile_mmcv}"
+        suit = "pip install mmcv-lite==2.1.0" if mmcvs == "mmcv-lite" else f"pip uninstall -y {mmcvs} && {compile_mmcv}"
         if mmcvs == FORK["mmcv"]:
             suit = f"pip uninstall -y mmdet && {BUILD_TOOLS} && pip install --no-build-isolation onedl-mmdetection"
         return {
@@ -149,7 +156,9 @@ class Environment(NamedTuple):
             "mmengine_here": FORK["mmengine"] if is_fork else "mmengine",
             "mmcvs": mmcvs,
             "compile_mmcv": compile_mmcv,
-            "install_mmcv": compile_mmcv if is_fork or installed["mmdet"] else 'pip install "mmcv-lite>=2.1"',
+            "install_mmcv": BUILD_FORK
+            if is_fork
+            else f"pip install mmcv-lite{'==2.1.0' if installed['mmdet'] else ''}",
             "suit_mmcv": suit,
             "is_fork": "yes" if is_fork else "",
         }

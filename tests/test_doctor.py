@@ -24,6 +24,7 @@ SYMBOL = "ImportError: _ext.cpython-311-x86_64-linux-gnu.so: undefined symbol: _
 NMS = "RuntimeError: operator torchvision::nms does not exist"
 NO_PKG = "ModuleNotFoundError: No module named 'pkg_resources'"
 TOOLS = 'pip install "setuptools>=77.0.3,<81" wheel ninja psutil'
+BUILD = f"{TOOLS} && resnet-backbone-build-mmcv"
 VISION = "pip uninstall -y torchvision && pip install --no-cache-dir torch=={} torchvision"
 COMPILE = "pip install --no-cache-dir --no-build-isolation"
 
@@ -58,7 +59,7 @@ BROKEN = {
         env({**MMDET, "mmcv": "2.2.0"}, mmcv=COMPILED, mmdet=Probe(REFUSED)),
         "mmdet",
         "3.3.0 needs mmcv>=2.0.0rc4,<2.2.0, and mmcv is 2.2.0",
-        f'pip uninstall -y mmcv && {TOOLS} && {COMPILE} "mmcv>=2.0.0rc4,<2.2.0"',
+        f"pip uninstall -y mmcv && {BUILD}",
     ),
     "the fork's mmcv with mmdet 3.3": (
         env(
@@ -68,7 +69,7 @@ BROKEN = {
         ),
         "mmcv",
         "mmcv-lite 2.1.0 and onedl-mmcv 2.3.6 are installed over each other",
-        f'pip uninstall -y mmcv-lite onedl-mmcv && {TOOLS} && {COMPILE} "mmcv>=2.0.0rc4,<2.2.0"',
+        "pip uninstall -y mmcv-lite onedl-mmcv && pip install mmcv-lite==2.1.0",
     ),
     "mmdet 3.3 among the fork's": (
         env(
@@ -96,13 +97,13 @@ BROKEN = {
         env({**LITE, "mmdet": "3.3.0"}, mmdet=Probe(NO_EXT)),
         "mmcv",
         "mmdet needs mmcv's compiled operators, and mmcv-lite has none here",
-        f'pip uninstall -y mmcv-lite && {TOOLS} && {COMPILE} "mmcv>=2.0.0rc4,<2.2.0"',
+        f"pip uninstall -y mmcv-lite && {BUILD}",
     ),
     "mmcv built without operators, with mmdet": (
         env(MMDET, mmdet=Probe(NO_EXT)),
         "mmcv",
         "mmcv has none here",
-        f'pip uninstall -y mmcv && {TOOLS} && {COMPILE} "mmcv>=2.0.0rc4,<2.2.0"',
+        f"pip uninstall -y mmcv && {BUILD}",
     ),
     "mmcv built for another torch": (
         env(
@@ -112,7 +113,7 @@ BROKEN = {
         ),
         "mmcv",
         "undefined symbol",
-        f"pip uninstall -y mmcv && {TOOLS} && {COMPILE} mmcv",
+        f"pip uninstall -y mmcv && {BUILD}",
     ),
     "torchvision of another torch": (
         env({**LITE, "torchvision": "0.26.0"}, torchvision=Probe(NMS), mmdet=NO_MMDET),
@@ -165,7 +166,7 @@ BROKEN = {
         env({**LITE, "mmcv": "2.1.0"}, mmcv=COMPILED, mmdet=NO_MMDET),
         "mmcv",
         "mmcv 2.1.0 and mmcv-lite 2.1.0 are installed over each other",
-        'pip uninstall -y mmcv mmcv-lite && pip install "mmcv-lite>=2.1"',
+        "pip uninstall -y mmcv mmcv-lite && pip install mmcv-lite",
     ),
     "both mmdets": (
         env({**MMDET, "onedl-mmdetection": "3.5.1"}, mmcv=COMPILED),
@@ -203,7 +204,7 @@ BROKEN = {
         ),
         "mmcv",
         "not installed",
-        'pip install "mmcv-lite>=2.1"',
+        "pip install mmcv-lite",
     ),
     "no display library": (
         env(
@@ -340,7 +341,7 @@ REAL = {
             **distribution("mmdet", "3.3.0"),
             **distribution("mmcv", "2.2.0"),
         },
-        ["3.3.0 needs mmcv>=2.0.0rc4,<2.2.0", f'{COMPILE} "mmcv>=2.0.0rc4,<2.2.0"'],
+        ["3.3.0 needs mmcv>=2.0.0rc4,<2.2.0", BUILD],
     ),
     "operators with an undefined symbol": (
         {
@@ -351,7 +352,7 @@ REAL = {
             "mmcv/ops.py": f"raise ImportError({SYMBOL.partition(': ')[2]!r})",
             **distribution("mmcv", "2.1.0"),
         },
-        ["its compiled operators were built for another torch: ImportError: _ext", f"{COMPILE} mmcv"],
+        ["its compiled operators were built for another torch: ImportError: _ext", BUILD],
     ),
     "torchvision of another torch": (
         {
