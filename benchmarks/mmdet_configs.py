@@ -43,12 +43,12 @@ def watch_operators() -> None:
         setattr(stand_in, name, watched(name, operator))
 
 
-def read_models(folder: Path) -> dict[str, Any]:
-    """Return the ``model`` of every config, without what it would download."""
+def read_models(folder: Path, only: list[str] | None) -> dict[str, Any]:
+    """Return the ``model`` of every config (of some folders), without what it would download."""
     models = {}
     for path in sorted(folder.rglob("*.py")):
         name = path.relative_to(folder).as_posix()
-        if "_base_" in name:
+        if "_base_" in name or (only and name.partition("/")[0] not in only):
             continue
         try:
             config = Config.fromfile(str(path), import_custom_modules=False)
@@ -193,9 +193,7 @@ def main() -> None:
 
     register_all_modules()
     watch_operators()
-    models = read_models(Path(mmdet.__file__).parent / ".mim" / "configs")
-    if arguments.only:
-        models = {name: model for name, model in models.items() if name.partition("/")[0] in arguments.only}
+    models = read_models(Path(mmdet.__file__).parent / ".mim" / "configs", arguments.only)
     print(f"{len(models)} configs with a model", flush=True)
     if not arguments.skip_build:
         reasons = build_all(models)
