@@ -77,13 +77,15 @@ class Bottle2neck(Bottleneck):
     def _middle(self, x: Tensor) -> Tensor:
         parts = torch.split(x, self.width, dim=1)
         outs: list[Tensor] = []
-        for part, conv, norm in zip(parts, self.convs, self.bns):
+        for index, (conv, norm) in enumerate(zip(self.convs, self.bns)):
+            part = parts[index]
             if outs and self.stage_type == "normal":
                 part = outs[-1] + part
             if self.with_dcn:
                 part = part.contiguous()  # Compiled mmcv reads the memory in a row.
             outs.append(self.relu(self._conv_norm(conv, norm, part)))
-        outs.append(self.pool(parts[-1]) if hasattr(self, "pool") else parts[-1])
+        last = parts[self.scales - 1]
+        outs.append(self.pool(last) if hasattr(self, "pool") else last)
         return torch.cat(outs, dim=1)
 
 

@@ -139,6 +139,14 @@ def test_signals_and_volumes(name, dims):
     assert [level.dim() for level in levels] == [2 + dims] * 4
 
 
+@pytest.mark.parametrize("name", ["Res2Net", "ResNeSt"])
+def test_symbolic_trace_computes_the_same(name):
+    backbone, x = backbone_of(name).eval(), images(name)
+    with torch.no_grad():
+        traced = torch.fx.symbolic_trace(backbone)(x)
+        assert all(torch.equal(one, other) for one, other in zip(traced, backbone(x), strict=True))
+
+
 def test_looking_again_reads_the_pyramid():
     backbone = backbone_of("DetectoRS_ResNet", rfp_inplanes=8, output_img=False)
     x = images("DetectoRS_ResNet")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from backbone_dicts import distinct_backbones, users_of_backbones
 from equality import assert_bit_exact, seeded
-from mmengine.model import revert_sync_batchnorm
+from mmengine.model import BaseModule, revert_sync_batchnorm
 from torch import nn
 
 import resnet_backbone
@@ -20,6 +20,12 @@ TYPES = ("ResNeXt", "RegNet", "Res2Net", "ResNeSt", "DetectoRS_ResNet", "Detecto
 DICTS = distinct_backbones(TYPES)
 USERS = users_of_backbones(TYPES)
 WITH_OPERATOR = [name for name, cfg in DICTS.items() if "dcn" in cfg or "sac" in cfg]
+
+
+@pytest.fixture(autouse=True)
+def _no_report_of_each_parameter(monkeypatch):
+    """mmengine's, which takes longer than the initialisation itself."""
+    monkeypatch.setattr(BaseModule, "_dump_init_info", lambda self: None)
 
 
 def build(cls: type, cfg: dict[str, Any]) -> nn.Module:
@@ -44,7 +50,7 @@ def pair(cfg: dict[str, Any]) -> tuple[nn.Module, nn.Module]:
     return ours, theirs
 
 
-def batch(cfg: dict[str, Any], size: int | None = None) -> torch.Tensor:
+def batch(cfg: dict[str, Any]) -> torch.Tensor:
     # The last stage has to be three pixels wide for the operators: mmcv's DCN, and the reflection in SAC.
     size = 96 if "dcn" in cfg or "sac" in cfg else 64
     return torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(3)) * 4 - 2
