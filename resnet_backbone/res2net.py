@@ -106,7 +106,7 @@ class Res2Net(ResNet):
     Unlike in mmdet, which builds the D variant whatever they say, ``deep_stem`` and ``avg_down`` are what they are
     called: both false make the paper's own network, timm's ``res2net50_26w_4s``.
 
-    ``fold_norm`` helps here most of all: each part has a norm layer of its own.
+    ``fold_norm`` saves less than for a ResNet: the parts are saved once more where they are put together.
 
     Args:
         scales: Number of parts in each block, the paper's ``s``.

@@ -45,8 +45,7 @@ class Bottleneck(blocks.Bottleneck):
 class ResNeXt(ResNet):
     """ResNeXt (Xie et al., 2016, https://arxiv.org/abs/1611.05431, table 1), without its classifier.
 
-    ``fold_norm`` saves a larger share of memory than for a ResNet: the 3x3 convolutions are wide and cheap, so that
-    features, not arithmetic, are what a step consists of.
+    ``fold_norm`` halves what a training step saves, as for a ResNet.
 
     Args:
         groups: Number of groups of the 3x3 convolutions, the paper's cardinality: the 32 of "32x4d".
