@@ -215,7 +215,7 @@ class ResidualBlock(BaseModule):
         return conv_norm_sequence(self.downsample, x, self.fold_norm, checkpointed=self.with_cp)
 
     def _add_shortcut(self, out: Tensor, x: Tensor) -> Tensor:
-        """Add the shortcut to the residual branch, in place where ``out`` is a norm layer's, which nobody needs again.
+        """Add the shortcut to the residual branch, in place if ``out`` is from a norm layer, which does not need it.
 
         A plugin's output may be what its own backward pass needs, as a ReLU's is.
         """

@@ -118,7 +118,7 @@ class DetectoRS_ResNet(ResNet):  # noqa: N801 - mmdet's name
     """ResNet for DetectoRS (Qiao et al., 2020, https://arxiv.org/abs/2006.02334).
 
     mmdet's ``RFP`` neck calls ``rfp_forward``. ``fold_norm`` folds nothing where ``conv_cfg`` is ``ConvAWS``, as in
-    mmdet's configs: its weights are standardised anew in each step.
+    mmdet's configs: its weights are standardised again in each step.
 
     Args:
         sac: Config of the switchable atrous convolution: ``dict(type='SAC', use_deform=True)``.

@@ -113,7 +113,7 @@ def with_fpn(
 
 
 def _channels_of_levels(backbone: Any) -> list[int]:
-    """Return the number of channels of each level; check that the backbone is one of ours, for images."""
+    """Return the number of channels of each level; check that the backbone is a ResNet of this package for images."""
     infos = getattr(backbone, "feature_info", None)
     if not isinstance(backbone, nn.Module) or not isinstance(infos, tuple) or not _are_infos(infos):
         kind = f"the class {backbone.__name__}" if isinstance(backbone, type) else f"a {type(backbone).__name__}"

@@ -75,7 +75,7 @@ def is_foldable(conv: Any, norm: Any) -> bool:
     """Whether two layers, as they are now, can be computed as one convolution.
 
     They can where ``conv`` is an ordinary convolution, ``norm`` a batch norm that uses its running statistics, and
-    nobody has hooked into either or replaced its ``forward`` or its tensors: that would not be noticed.
+    neither has hooks, a replaced ``forward`` or replaced tensors: these would be bypassed.
     """
     if type(conv) not in _CONVS or type(norm) not in _NORMS or norm.training or norm.running_mean is None:
         return False

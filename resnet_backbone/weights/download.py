@@ -65,7 +65,7 @@ def cached_path(url: str) -> Path:
 
     Returns:
         The path that torch.hub would use where the file's name holds a hash. Other names are shared by different files
-        (detectron2 has several ``R-50.pkl``), so the URL decides a part of theirs.
+        (detectron2 has several ``R-50.pkl``), so a part of the cached name comes from the URL.
 
     Raises:
         ArgumentError: It is not a URL.
@@ -118,7 +118,7 @@ def fetch(
         sha256: The file's SHA-256, or its beginning; ``None`` means the one in its name, if there is one.
         progress: Whether to show a progress bar.
         patient: Whether to try again after a failure, and to wait long for an answer.
-        check: Called with a new file that no hash vouches for; what it raises keeps the file out of the cache.
+        check: Called with a new file that has no hash; if it raises, the file is not cached.
 
     Raises:
         DownloadError: The file could not be downloaded or stored, or has another hash, or is a web page.
@@ -213,7 +213,7 @@ def _reason(error: Exception) -> str:
 
 
 def _is_temporary(error: Exception) -> bool:
-    """Whether another attempt may succeed: not without such a host, with a refusal, or with a URL that is none."""
+    """Whether another attempt may succeed: not with a host that does not exist, a refusal, or an invalid URL."""
     if isinstance(error, urllib.error.HTTPError):
         return error.code in (408, 425, 429) or error.code >= 500
     reason = getattr(error, "reason", error)

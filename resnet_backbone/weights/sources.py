@@ -157,7 +157,7 @@ def _local(text: str) -> ResolvedSource:
 
 
 def _download(url: str, options: _Options, patient: bool = True) -> Path:
-    # A file that no hash vouches for is read once before it is kept: a cut or re-encoded one never enters the cache.
+    # A file without a hash is read once before it is cached: a truncated or re-encoded one never is.
     return fetch(url, options.sha256, options.progress, patient, check=read_file)
 
 
@@ -250,7 +250,7 @@ def _advice(entry: zoo.NamedWeights) -> str:
         return f"If you have OpenMMLab's file, put it at {cached_path(entry.original)}"
     kind = {"RETRAINED": "another training of the same network", "NONE": "another network"}[entry.relation]
     return (
-        f"OpenMMLab's server is gone, and nobody else has this file ({entry.origin}). The nearest is "
+        f"OpenMMLab's server is gone, and this file is available nowhere else ({entry.origin}). The nearest is "
         f"{entry.source}, {kind}: write that instead, or put OpenMMLab's file, if you have it, at "
         f"{cached_path(entry.original)}"
     )

@@ -1,4 +1,4 @@
-"""``paramwise_cfg=dict(dcn_offset_lr_mult=...)`` for deformable convolutions of ours, where mmcv is not compiled."""
+"""``paramwise_cfg=dict(dcn_offset_lr_mult=...)`` for our deformable convolutions, used if mmcv is not compiled."""
 
 from __future__ import annotations
 

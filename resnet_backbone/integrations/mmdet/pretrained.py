@@ -1,4 +1,4 @@
-"""``init_cfg=dict(type='Pretrained', ...)`` of a backbone of ours goes through ``load_pretrained``.
+"""``init_cfg=dict(type='Pretrained', ...)`` of our backbones goes through ``load_pretrained``.
 
 mmengine's own initialiser is replaced by one that leaves other modules to mmengine, so the order in which a model
 initialises its parts, and with it every random number, stays mmengine's. The one exception are modules of mmdet's own,

@@ -56,7 +56,7 @@ ADDITIONS: tuple[type[nn.Module], ...] = (ResNetV1c, MultiScaleResNet1d, BasicBl
 
 
 def mmdet_registry() -> Registry:
-    """Return mmdet's model registry, or one of ours in its scope where mmdet cannot be imported."""
+    """Return mmdet's model registry, or our own registry in its scope if mmdet cannot be imported."""
     try:
         return cast(Registry, import_module("mmdet.registry").MODELS)
     except Exception as error:  # noqa: BLE001 - mmdet asserts versions, and its dependencies fail in their own ways

@@ -2,7 +2,7 @@
 
 Since torch 2.6 ``torch.load`` reads nothing but tensors and plain containers by default, and mmengine 0.10 has not
 caught up: the logs that its Runner saves beside the weights make resuming, testing and inference fail. mmengine's
-loader of local files is asked first, as ever; only what torch refuses is read here, by the reader of weights: tensors,
+loader of local files is still asked first; only what torch refuses is read here, by the reader of weights: tensors,
 arrays, plain containers and the Runner's logs.
 """
 
