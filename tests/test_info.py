@@ -191,7 +191,7 @@ def test_multi_scale_resnet():
     backbone = MultiScaleResNet1d(in_channels=2, base_channels=4)
     description = describe(backbone, (400,))
     assert description.parts[1].channels == backbone.out_channels[0] == 12
-    assert description.parts[1].layers == "1 BasicBlock in each branch, kernels 3 5 7"
+    assert description.parts[1].layers == "1 BasicBlock1d in each branch, kernels 3 5 7"
     assert description.total.macs == macs_by_hooks(backbone, torch.zeros(1, 2, 400))
     classifier = describe(MultiScaleResNet1d(base_channels=4, num_classes=5, padding="reference"), (400,))
     assert classifier.parts[-1].name == "fc"

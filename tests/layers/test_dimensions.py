@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from resnet_backbone import BasicBlock, Bottleneck, ResLayer, ResNet, ResNetV1c, ResNetV1d, load_pretrained
 from resnet_backbone.errors import ArgumentError
 from resnet_backbone.layers.dimensions import check_dims, layout, spatial_dims_of
+from resnet_backbone.weights import MismatchError
 
 SIGNALS = dict(conv_cfg=dict(type="Conv1d"), norm_cfg=dict(type="BN1d"))
 VOLUMES = dict(conv_cfg=dict(type="Conv3d"), norm_cfg=dict(type="BN3d"))
@@ -248,7 +249,7 @@ def test_checkpoint_goes_round_and_does_not_mix_with_images(dims, tmp_path):
     assert_same_bits(backbone.state_dict().values(), source.state_dict().values())
     assert report.preprocessing is None  # ImageNet's mean and deviation say nothing of signals
     for other in (ResNet(18, base_channels=4), small(dims=dims, in_channels=1)):
-        with pytest.raises(ArgumentError, match=r"shapes differ: conv1\.weight"):
+        with pytest.raises(MismatchError, match=r"shapes differ: conv1\.weight"):
             load_pretrained(other, path)
 
 
