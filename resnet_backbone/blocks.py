@@ -18,7 +18,7 @@ from .layers.conv_norm import conv_norm, conv_norm_sequence
 from .layers.deform import rename_old_offsets
 from .layers.dimensions import spatial_dims_of
 from .layers.plugins import dry_run_plugin
-from .layers.tracing import is_recording, untyped_at_runtime
+from .layers.tracing import caches_outputs, is_recording, untyped_at_runtime
 
 __all__ = ["BasicBlock", "Bottleneck", "ResidualBlock"]
 
@@ -201,7 +201,10 @@ class ResidualBlock(BaseModule):
 
         A norm layer in train mode updates its statistics in each computation. mmdet checkpoints, and so updates twice,
         where the input requires grad; where it does not, as in the first block after a frozen stage, it updates once.
+        Selective activation checkpointing around the backbone decides by itself what is computed twice.
         """
+        if caches_outputs():
+            return False
         return x.requires_grad or not any(isinstance(m, _BatchNorm) and m.training for m in self.modules())
 
     def _conv_norm(self, conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:

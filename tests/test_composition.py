@@ -1,6 +1,7 @@
 """What PyTorch can do with a ResNet it can do with ours, folded or not, checkpointed or not."""
 
 import copy
+import functools
 import importlib
 import pickle
 import subprocess
@@ -17,6 +18,7 @@ from mmengine.optim import build_optim_wrapper
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils.checkpoint import checkpoint
 
 from resnet_backbone import RegNet, ResNet, ResNetV1c, ResNetV1d, ResNeXt, build_backbone, with_fpn
 from resnet_backbone.errors import ArgumentTypeError, DeployedError
@@ -341,3 +343,22 @@ def test_copies_and_swaps(way):
     changed = {name: 1.25 / 1.5 * value for name, value in backbone.named_parameters()}
     found = torch.func.functional_call(backbone, changed, (images(),))
     assert_near(found, torch.func.functional_call(build(), changed, (images(),)))
+
+
+@each_way
+def test_selective_activation_checkpointing(way):
+    contexts = pytest.importorskip("torch.utils.checkpoint").__dict__.get("create_selective_checkpoint_contexts")
+    if contexts is None:
+        pytest.skip("torch 2.4 brought it")
+    backbone, x = build(**way), images()
+    expected = computed(backbone, x)
+
+    class Selective(nn.Module):
+        parameters = backbone.parameters
+        zero_grad = backbone.zero_grad
+
+        def forward(self, x):
+            cached = functools.partial(contexts, [torch.ops.aten.convolution.default])
+            return checkpoint(backbone, x, use_reentrant=False, context_fn=cached)
+
+    assert_near(computed(Selective(), x), expected)

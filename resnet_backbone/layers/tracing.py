@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn.modules import module as nn_module
 from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 __all__ = [
+    "caches_outputs",
     "has_hooks",
     "is_compiling",
     "is_plain",
@@ -63,8 +65,19 @@ def is_watched(x: object) -> bool:
     if not is_plain(x) or any(_GLOBAL_HOOKS):
         return True
     # A compiler traces through modes itself. torch.set_default_device is one too, and changes nothing here.
-    modes = 0 if is_compiling() else torch._C._len_torch_function_stack()
-    return not all(isinstance(torch._C._get_function_stack_at(index), DeviceContext) for index in range(modes))
+    if is_compiling():
+        return False
+    modes = torch._C._len_torch_function_stack()
+    if not all(isinstance(torch._C._get_function_stack_at(index), DeviceContext) for index in range(modes)):
+        return True
+    return caches_outputs()
+
+
+def caches_outputs() -> bool:
+    """Whether selective activation checkpointing keeps what operations return, which may then not change in place."""
+    if is_compiling() or not torch._C._len_torch_dispatch_stack():
+        return False
+    return any(type(mode).__module__ == "torch.utils.checkpoint" for mode in _get_current_dispatch_mode_stack())
 
 
 def is_plain(x: object) -> bool:
