@@ -124,10 +124,11 @@ def test_res_layer_has_mmdets_arguments_and_places_the_downsampling_block():
     theirs = [(p.name, p.default) for p in inspect.signature(ResLayer).parameters.values()]
     parameters = inspect.signature(resnet_backbone.ResLayer).parameters.values()
     assert [(p.name, p.default) for p in parameters if p.kind is not p.KEYWORD_ONLY] == theirs
-    # mmsegmentation's, which change nothing by default.
+    # mmsegmentation's and our own, which change nothing by default.
     assert [p.name for p in parameters if p.kind is p.KEYWORD_ONLY] == [
         "multi_grid",
         "contract_dilation",
+        "projection_shortcut",
         "first_block",
     ]
     for first in (True, False):
