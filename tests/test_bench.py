@@ -37,6 +37,9 @@ def test_training_rows_are_compared_timed_and_weighed(tmp_path, capsys):
     results = {result["name"]: result for result in table["results"]}
     assert list(results) == ["exact", *rows]
     for result in results.values():
+        if "bf16" in result["name"] and not hasattr(getattr(torch.backends.mkldnn, "conv", None), "fp32_precision"):
+            assert "torch 2.9 or newer" in result["note"]
+            continue
         assert len(result["milliseconds"]) == 1
         assert result["error"] < (2e-2 if "bf16" in result["name"] else 1e-4)
     assert results["torchvision"]["kept_bytes"] == results["exact"]["kept_bytes"]
