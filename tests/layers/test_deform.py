@@ -177,7 +177,7 @@ def test_registered_under_mmcv_names(name):
 def test_broken_compiled_mmcv_is_replaced(monkeypatch):
     monkeypatch.setattr(dcn_types, "has_compiled_mmcv", lambda: True)
     monkeypatch.setitem(sys.modules, "mmcv.ops", None)
-    for name in ("DCN", "DCNv2"):
+    for name in dcn_types.OWN_TYPES:
         monkeypatch.delitem(MODELS.module_dict, name, raising=False)
     dcn_types.register_deform_convs()
     assert {name: MODELS.module_dict[name] for name in dcn_types.OWN_TYPES} == dcn_types.OWN_TYPES
