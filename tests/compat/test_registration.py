@@ -34,7 +34,9 @@ init_default_scope('mmdet')
 assert type(ROOT.build(dict(type='ResNet', depth=18, base_channels=4))) is ours
 # mmdet's own names keep their meaning: the shared head of the C4 detectors is called ResLayer too.
 assert MODELS.get('ResLayer').__module__.startswith('mmdet.models.roi_heads')
-assert MODELS.get('ResNeXt').__module__ == 'mmdet.models.backbones.resnext'
+assert MODELS.get('HRNet').__module__ == 'mmdet.models.backbones.hrnet'
+for relative in ('ResNeXt', 'RegNet', 'Res2Net', 'ResNeSt', 'TridentResNet', 'DetectoRS_ResNet', 'DetectoRS_ResNeXt'):
+    assert MODELS.get(relative) is getattr(resnet_backbone, relative), relative
 assert MODELS.get('FasterRCNN') is not None and MODELS.get('BasicBlock') is resnet_backbone.BasicBlock
 print('as it should be')
 """
