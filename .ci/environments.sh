@@ -72,5 +72,6 @@ install_oldest() {
 install_lint() {
     "$1" install --quiet "$(sed -n 's/^dev = .*"\(ruff==[^"]*\)".*/\1/p' pyproject.toml)" \
         "$(sed -n 's/^dev = .*"\(mypy==[^"]*\)".*/\1/p' pyproject.toml)" \
-        torch torchvision mmengine 'mmcv-lite>=2.1' 'setuptools<82' matplotlib rich pillow
+        torch torchvision mmengine 'mmcv-lite>=2.1' 'setuptools<82' matplotlib rich pillow \
+        timm safetensors huggingface_hub onnx onnxruntime onnxscript torchao pyts
 }
