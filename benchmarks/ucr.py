@@ -185,7 +185,7 @@ def train(signals: Tensor, lengths: Tensor | None, labels: Tensor, seed: int, **
 
     Args:
         signals: Normalised signals of shape ``(N, channels, samples)``.
-        lengths: Number of samples of each signal; ``None`` where they do not differ.
+        lengths: Number of samples of each signal, on the CPU; ``None`` where they do not differ.
         labels: Class of each signal.
         seed: Seed of the weights and of the order of the signals.
         **network: Arguments of ``MultiScaleResNet1d``.
@@ -199,10 +199,12 @@ def train(signals: Tensor, lengths: Tensor | None, labels: Tensor, seed: int, **
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS)
     for batch in batches(len(labels)):
+        # No longer than the longest signal in the batch; lengths stay on the CPU, so that nothing waits for the device.
+        of_batch = None if lengths is None else lengths[batch]
+        longest = signals.shape[-1] if of_batch is None else int(of_batch.max())
         batch = batch.to(signals.device)
         optimizer.zero_grad()
-        logits = model(signals[batch], None if lengths is None else lengths[batch])
-        F.cross_entropy(logits, labels[batch]).backward()
+        F.cross_entropy(model(signals[batch, :, :longest], of_batch), labels[batch]).backward()
         optimizer.step()
         schedule.step()
     return model.eval()
@@ -232,7 +234,7 @@ def run_network(run: Run, data: dict[str, Split], device: str) -> float:
     """Train one network and return its accuracy on the test split."""
     is_padded = any(split.is_padded for split in data.values())
     (signals, lengths, labels), (others, other_lengths, expected) = (
-        (split.signals.to(device), split.lengths.to(device) if is_padded else None, split.labels.to(device))
+        (split.signals.to(device), split.lengths if is_padded else None, split.labels.to(device))
         for split in (normalised(data)[name] for name in ("train", "test"))
     )
     model = train(signals, lengths, labels, run.seed, **NETWORKS[run.method])

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, is_grad_enabled, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.utils import _single
 from torch.utils.checkpoint import checkpoint
 
 from .blocks import BasicBlock, Bottleneck, ResidualBlock
 from .errors import ArgumentError, ArgumentTypeError, check_channels, is_int
 from .layers.build import layer_type
 from .layers.dimensions import spatial_dims_of
+from .layers.padded import Padded, geometry
 from .layers.tracing import is_recording, is_tracing, untyped_at_runtime
 from .res_layer import ResLayer
 from .resnet import ResNet
@@ -29,53 +29,6 @@ Cfg = dict[str, Any]
 
 FUSIONS = ("concat", "sum")
 PADDINGS = ("same", "reference")
-
-
-class Padded(NamedTuple):
-    """Features of signals of unequal length, with zeros behind the end of each.
-
-    Attributes:
-        features: Tensor of shape ``(N, C, L)``.
-        lengths: Number of positions of each signal, ``(N,)``.
-    """
-
-    features: Tensor
-    lengths: Tensor
-
-    def apply(self, *layers: nn.Module) -> Padded:
-        """Apply layers one after the other, each as to every signal alone."""
-        return reduce(_apply_to_padded, layers, self)
-
-    def mask(self) -> Tensor:
-        """Whether a position belongs to the signal: ``(N, L)``."""
-        return torch.arange(self.features.shape[-1], device=self.features.device) < self.lengths[:, None]
-
-    def without_padding(self) -> Padded:
-        """Set what lies behind the signals' ends to zero, NaNs included."""
-        return self._replace(features=self.features.masked_fill(~self.mask()[:, None], 0))
-
-    def mean(self) -> Tensor:
-        """Average over each signal: ``(N, C)``."""
-        return self.features.sum(dim=-1) / self.lengths[:, None]
-
-
-def _apply_to_padded(x: Padded, layer: nn.Module) -> Padded:
-    if isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None):
-        # The statistics of the batch are those of the signals' own positions.
-        mask = x.mask()
-        normed = layer(x.features.transpose(1, 2)[mask])
-        out = normed.new_zeros(*mask.shape, normed.shape[-1]).masked_scatter(mask[..., None], normed)
-        return x._replace(features=out.transpose(1, 2))
-    features, lengths = layer(x.features), x.lengths
-    if isinstance(layer, nn.AvgPool1d):
-        # Positions behind the end do not count: neither in the sum, as zeros, nor in what it is divided by.
-        (size,) = _single(layer.kernel_size)
-        share = layer(x.mask().to(features.dtype)[:, None])
-        features, lengths = features / share.clamp(min=1 / size), (lengths + size - 1) // size
-    elif hasattr(layer, "kernel_size"):
-        size, stride, padding, dilation = _geometry(layer)
-        lengths = (lengths + 2 * padding - dilation * (size - 1) - 1) // stride + 1
-    return Padded(features, lengths).without_padding()
 
 
 class Block1d(ResidualBlock):
@@ -271,6 +224,7 @@ class MultiScaleResNet1d(ResNet):
         self.feat_dim = getattr(self, self.res_layers[-1]).out_channels
         self.fc = None if num_classes is None else nn.Linear(self.feat_dim, num_classes)
         self.minimum_length = self._minimum_length()
+        self._takes_lengths = self.plugins is None and issubclass(layer_type("norm_cfg", norm_cfg), _BatchNorm)
 
     def _architecture(self, depth: int | Sequence[int]) -> tuple[type[Any], tuple[int, ...]]:
         block: type[Any] = BasicBlock
@@ -341,12 +295,12 @@ class MultiScaleResNet1d(ResNet):
     def _padded(self, x: Tensor, lengths: Tensor | Sequence[int]) -> Padded:
         """Check ``lengths`` and set the padding to zero."""
         self._check_input(x)
-        if self.plugins is not None or not issubclass(layer_type("norm_cfg", self.norm_cfg), _BatchNorm):
+        if not self._takes_lengths:
             raise ArgumentError(
                 f"lengths must be None with plugins, and with norm layers that average over time: "
                 f"got norm_cfg={self.norm_cfg!r} and plugins={self.plugins!r}"
             )
-        lengths = torch.as_tensor(lengths, device=x.device)
+        lengths = torch.as_tensor(lengths)
         if lengths.shape != x.shape[:1] or lengths.dtype not in (torch.int32, torch.int64):
             raise ArgumentError(
                 f"lengths must have one integer for each of the {len(x)} signals, got shape {tuple(lengths.shape)} "
@@ -356,7 +310,7 @@ class MultiScaleResNet1d(ResNet):
             raise ArgumentError(
                 f"lengths must be from {self.minimum_length} to the {x.shape[-1]} samples of x, got {lengths.tolist()}"
             )
-        return Padded(x, lengths).without_padding()
+        return Padded(x, lengths.to(x.device)).without_padding()
 
     def _runs_stem_as_ours(self) -> bool:
         return True  # forward begins with ResNet's
@@ -381,18 +335,13 @@ class MultiScaleResNet1d(ResNet):
         path += [conv for stage in stages for block in stage for conv in (block.conv1, block.conv2)]
         length = 1
         for layer in reversed([layer for layer in path if hasattr(layer, "stride")]):
-            size, stride, padding, dilation = _geometry(layer)
+            size, stride, padding, dilation = geometry(layer)
             length = (length - 1) * stride + dilation * (size - 1) + 1 - 2 * padding
         return int(length)
 
 
 # The classes that ResNet builds and initialises by, and those that take signals of unequal length.
 _BLOCKS: dict[type[nn.Module], type[nn.Module]] = {BasicBlock: BasicBlock1d, Bottleneck: Bottleneck1d}
-
-
-def _geometry(layer: Any) -> tuple[int, ...]:
-    """Kernel size, stride, padding and dilation of a convolution or max pooling."""
-    return tuple(_single(getattr(layer, name))[0] for name in ("kernel_size", "stride", "padding", "dilation"))
 
 
 def _default_strides(padding: str, num_stages: int) -> tuple[int, ...]:
