@@ -73,7 +73,7 @@ def _batch_norm(x: Padded, norm: _BatchNorm) -> Tensor:
     if type(norm) is not nn.BatchNorm1d or has_hooks(norm) or len(x.features) == 1:
         # Another layer, such as SyncBatchNorm, computes its own statistics: it gets these positions and no others.
         mask = x.mask().transpose(1, 2)
-        normed = norm(x.features.transpose(1, 2)[mask[..., 0]])
+        normed: Tensor = norm(x.features.transpose(1, 2)[mask[..., 0]])
         return normed.new_zeros(*mask.shape[:2], norm.num_features).masked_scatter(mask, normed).transpose(1, 2)
     features, padding = x.features.to(torch.promote_types(x.features.dtype, torch.float32)), ~x.mask()
     count = x.lengths.sum()
