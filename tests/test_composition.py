@@ -136,6 +136,16 @@ def test_forward_mode(way):
     assert tangents[0][0].any()
 
 
+def test_backward_twice():
+    backbone = build(fold_norm=True)
+    weights = list(backbone.parameters())
+    loss = loss_of(backbone(images()))
+    first = torch.autograd.grad(loss, weights, retain_graph=True)
+    copies = [grad.clone() for grad in first]
+    assert_same_bits(torch.autograd.grad(loss, weights), copies)
+    assert_same_bits(first, copies)
+
+
 @each_way
 def test_hessian_vector_products(way):
     products = []

@@ -7,7 +7,6 @@ That saves a pass over the features in each direction, and the memory of the fea
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, cast
 
 import torch
@@ -46,7 +45,7 @@ def conv_norm(conv: Any, norm: Any, x: Tensor, fold: bool, *, checkpointed: bool
         again = conv.training and is_compiling() and not is_recording()
         weight, bias = fold_weights(conv, norm, rescale_in_backward=again)
         return cast(Tensor, conv._conv_forward(x, weight, bias))
-    return cast(Tensor, _ScaledConv.apply(x, conv.weight, *norm_as_affine(norm, conv.bias), conv))
+    return cast(Tensor, _scaled_conv(x, conv.weight, *norm_as_affine(norm, conv.bias), conv))
 
 
 def conv_norm_sequence(layers: nn.Module, x: Tensor, fold: bool, *, checkpointed: bool = False) -> Tensor:
@@ -156,12 +155,16 @@ class _ScaledConv(torch.autograd.Function):
             conv.groups,
             [needs_x, needs_weight or needs_scale, needs_shift],
         )
+        grad_weight = grad_scale = None
         # Autograd casts each gradient to the dtype of its input.
         if grad_scaled is not None:
             grad_scaled = grad_scaled.to(scale.dtype)
-        grad_weight = _scaled(grad_scaled, scale) if needs_weight else None
-        # Without flatten, which copies channels_last.
-        grad_scale = (grad_scaled * weight).sum(tuple(range(1, weight.dim()))) if needs_scale else None
+        if needs_scale:
+            # Without flatten, which copies channels_last.
+            grad_scale = (grad_scaled * weight).sum(tuple(range(1, weight.dim())))
+        if needs_weight:
+            # Nobody else has it, unless this pass itself is recorded or differentiated.
+            grad_weight = _scaled(grad_scaled, scale, in_place=not (torch.is_grad_enabled() or is_tracing()))
         return grad_x, grad_weight, grad_scale, grad_shift, None
 
     @staticmethod
@@ -174,13 +177,15 @@ class _ScaledConv(torch.autograd.Function):
         )
 
 
-# PyTorch binds the arguments of each call by the signature, and would derive it each time.
-_ScaledConv.forward.__signature__ = inspect.signature(_ScaledConv.forward)  # type: ignore[attr-defined]
+# Function.apply without its Python part, which binds arguments for torch.func: that gets ordinary operations above, and
+# the binding takes longer than a small convolution.
+_scaled_conv = super(torch.autograd.Function, _ScaledConv).apply
 
 
-def _scaled(weight: Tensor, scale: Tensor) -> Tensor:
+def _scaled(weight: Tensor, scale: Tensor, *, in_place: bool = False) -> Tensor:
     """Multiply each output channel of ``weight`` by its ``scale``."""
-    return (weight * scale.view(-1, *[1] * (weight.dim() - 1))).to(weight.dtype)
+    scale = scale.view(-1, *[1] * (weight.dim() - 1))
+    return weight.mul_(scale) if in_place else (weight * scale).to(weight.dtype)
 
 
 def _scaled_as_used(weight: Tensor, scale: Tensor) -> Tensor:
