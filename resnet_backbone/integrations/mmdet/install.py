@@ -16,7 +16,7 @@ from ...layers.dcn_types import OWN_TYPES, has_compiled_mmcv, register_deform_co
 from .fine_tuning import FreezeHook, LayerDecayOptimWrapperConstructor
 from .optim import DefaultOptimWrapperConstructor
 from .pretrained import PretrainedInit
-from .registry import forget_failed_import, may_register, override_mmdet
+from .registry import forget_failed_import, may_register, override_layer_decay, override_mmdet
 from .runner_files import read_runner_files
 
 __all__ = ["install", "install_operators"]
@@ -40,6 +40,7 @@ def install() -> None:
         register_deform_convs()
     # type='ResNet' and its family in mmdet's scope. Where mmdet is missing, sys.modules['mmdet.registry'] is ours.
     override_mmdet()
+    override_layer_decay()
 
 
 def install_operators() -> None:

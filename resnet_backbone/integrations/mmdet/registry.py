@@ -38,6 +38,7 @@ from ...trident import TridentResNet
 __all__ = ["BACKBONES", "MODELS", "build_backbone"]
 
 _DEFERRED = "resnet_backbone.integrations.mmdet.models"
+_LAYER_DECAY = "resnet_backbone.integrations.mmdet.layer_decay"
 
 # What an mmdet config asks for by these names, it now gets from here.
 OVERRIDES: tuple[type[nn.Module], ...] = (
@@ -97,6 +98,16 @@ def override_mmdet() -> None:
         register(BACKBONES)
     if not BACKBONES._imported:
         BACKBONES._locations = [_DEFERRED]
+
+
+def override_layer_decay() -> None:
+    """Let mmdet's constructor of layer-wise learning rates know our backbones, as soon as its registry is asked."""
+    registry = getattr(sys.modules["mmdet.registry"], "OPTIM_WRAPPER_CONSTRUCTORS", None)
+    if registry is None:
+        return
+    registry._locations = [_LAYER_DECAY]
+    if registry._imported:
+        import_module(_LAYER_DECAY)
 
 
 def forget_failed_import() -> None:
