@@ -1,8 +1,9 @@
-"""Exceptions raised for wrong arguments, and the checks that several modules share.
+"""Exceptions, and the checks that several modules share.
 
 mmdet raises an ``AssertionError`` for most wrong arguments, a ``KeyError`` or a ``TypeError`` for a few. Code that
 catches those keeps working: an ``ArgumentError`` is a ``ValueError`` and an ``AssertionError``, and its two subclasses
-add what mmdet, or Python, raises in their place.
+add what mmdet, or Python, raises in their place. What is wrong with a file is no ``ArgumentError``: a
+``CheckpointError`` is a ``RuntimeError``; it names the file or source, and leaves the backbone as it was.
 """
 
 from __future__ import annotations
@@ -15,12 +16,18 @@ from typing import Any
 __all__ = [
     "ArgumentError",
     "ArgumentTypeError",
+    "CheckpointError",
+    "CheckpointNotFoundError",
     "DeployedError",
+    "DownloadError",
+    "MismatchError",
     "UnknownNameError",
+    "UnsafeCheckpointError",
     "check_channels",
     "did_you_mean",
     "is_int",
     "is_number",
+    "printable",
 ]
 
 
@@ -41,6 +48,34 @@ class UnknownNameError(ArgumentError, KeyError):
 
 class DeployedError(RuntimeError):
     """A deployed backbone was asked to train, or for another thing that needs its batch norms."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be read, or whose weights cannot be used."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """A path that leads to no file, or a name whose weights are no longer available."""
+
+
+class DownloadError(CheckpointError, OSError):
+    """A file that could not be downloaded, or arrived damaged or with the wrong hash."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """A file that would import or call something beyond tensors, arrays and plain containers; none of it has run."""
+
+
+class MismatchError(CheckpointError):
+    """A readable checkpoint that does not match the backbone."""
+
+
+def printable(text: str, most: int = 200) -> str:
+    """Return a string from a file as it can be shown: escaped, and cut where it is long."""
+    if len(text) <= most and text.isprintable():
+        return text
+    text = text if len(text) <= most else f"{text[:most]}..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

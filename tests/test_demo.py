@@ -10,11 +10,11 @@ from matplotlib.text import Text
 from PIL import Image
 
 from resnet_backbone import ResNet
+from resnet_backbone.errors import DownloadError
 from resnet_backbone.tools import features
 from resnet_backbone.tools.cli import main
 from resnet_backbone.tools.features import Level, draw_feature_pyramid, load_photograph
 from resnet_backbone.weights import sources
-from resnet_backbone.weights.errors import DownloadError
 
 
 @pytest.fixture

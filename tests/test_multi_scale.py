@@ -14,9 +14,8 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from resnet_backbone import MultiScaleResNet1d, ResNet, build_backbone, load_pretrained
-from resnet_backbone.errors import ArgumentError
+from resnet_backbone.errors import ArgumentError, MismatchError
 from resnet_backbone.multi_scale import CroppingBlock
-from resnet_backbone.weights.errors import MismatchError
 
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 REFERENCE = dict(padding="reference", num_classes=6)

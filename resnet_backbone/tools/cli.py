@@ -6,10 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, printable
 from ..version import __version__
 from ..weights import CheckpointError
-from ..weights.safe_pickle import printable
 
 __all__ = ["main"]
 

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, DownloadError
 from ..weights import Preprocessing, load_pretrained
-from ..weights.errors import DownloadError
 from ..weights.preprocessing import IMAGENET_RGB
 from .info import aligned
 from .weights import backbone_for

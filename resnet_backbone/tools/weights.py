@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, CheckpointError
 from ..integrations.mmdet.configs import load_backbone_cfg
 from ..integrations.mmdet.registry import build_backbone
 from ..version import __version__
 from ..weights.checkpoint import find_network, open_checkpoint
 from ..weights.download import sha256_of, without_credentials
-from ..weights.errors import CheckpointError
 from ..weights.load import load_pretrained
 from ..weights.match import SourceNetwork
 from ..weights.report import LoadReport

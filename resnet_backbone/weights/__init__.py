@@ -1,6 +1,6 @@
 """Pretrained weights: where a checkpoint comes from, whose names it uses, how well it matches."""
 
-from .errors import CheckpointError, CheckpointNotFoundError, DownloadError, MismatchError, UnsafeCheckpointError
+from ..errors import CheckpointError, CheckpointNotFoundError, DownloadError, MismatchError, UnsafeCheckpointError
 from .load import load_pretrained
 from .preprocessing import Preprocessing
 from .report import LoadReport

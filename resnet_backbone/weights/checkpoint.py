@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
+from ..errors import CheckpointError, MismatchError, printable
 from .architecture import other_network
 from .download import cache_dir
-from .errors import CheckpointError, MismatchError
 from .match import SourceNetwork, match_state_dict, read_network
 from .names import PrefixMatch, find_prefixes, strip_wrappers
-from .read import containers
 from .shards import read_checkpoint
 from .sources import ResolvedSource, resolve
 
-__all__ = ["FoundNetwork", "find_network", "open_checkpoint"]
+__all__ = ["FoundNetwork", "containers", "find_network", "open_checkpoint"]
 
 # What frameworks call the weights averaged over training (EMA); these are what they evaluate.
 _AVERAGED = ("ema", "ema_model", "model_ema", "state_dict_ema", "model_ema_state_dict", "ema_model_state_dict")
@@ -80,6 +81,46 @@ def open_checkpoint(
         if cache_dir() not in resolved.path.parents:
             raise
         raise type(error)(f"{error}. Delete {resolved.path} to download it again") from error
+
+
+def containers(checkpoint: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Find the state dicts in a checkpoint.
+
+    Args:
+        checkpoint: What ``read_file`` returned.
+
+    Yields:
+        For each dict that holds tensors or arrays, at any depth: the keys that lead to it, joined by dots, and its
+        tensors. Keys that could not be shown are escaped. Optimizer states are left out.
+    """
+    yield from _containers(checkpoint, "", 0, set())
+
+
+def _containers(node: Any, path: str, depth: int, seen: set[int]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    # A dict may lie in a file at several places, in itself among them.
+    if not isinstance(node, Mapping) or depth > 4 or id(node) in seen:
+        return
+    seen.add(id(node))
+    named = [(printable(key, 1000), value) for key, value in node.items() if isinstance(key, str)]
+    tensors = {key: tensor for key, value in named if (tensor := _tensor(value)) is not None}
+    if tensors:
+        yield path, tensors
+    for key, value in named:
+        if not key.startswith("optim"):
+            yield from _containers(value, f"{path}.{key}" if path else key, depth + 1, seen)
+
+
+def _tensor(value: Any) -> Tensor | None:
+    if isinstance(value, Tensor):
+        # Sparse and nested tensors are no layer's weights.
+        return value.detach() if value.layout is torch.strided and not value.is_nested else None
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
+        try:
+            # PyTorch takes neither other byte orders nor negative strides.
+            return torch.from_numpy(value.astype(value.dtype.newbyteorder("="), order="C", copy=False))
+        except TypeError:  # a dtype that this version of PyTorch does not have
+            return None
+    return None
 
 
 def find_network(checkpoint: Any, prefix: str | None, origin: str, backbone: nn.Module | None = None) -> FoundNetwork:

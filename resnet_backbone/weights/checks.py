@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..errors import CheckpointError, MismatchError
 from .architecture import Architecture, describe_difference
-from .errors import CheckpointError, MismatchError
 from .match import Match, SourceNetwork, architecture_of, canonical_names_of
 from .preprocessing import WeightFacts
 from .report import LoadReport

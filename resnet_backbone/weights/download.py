@@ -20,9 +20,8 @@ import torch
 from filelock import FileLock
 from torch.hub import tqdm  # type: ignore[attr-defined] # its own where tqdm is not installed
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, CheckpointError, DownloadError
 from ..version import __version__
-from .errors import CheckpointError, DownloadError
 from .read import looks_like_html
 
 __all__ = ["cache_dir", "cached_path", "fetch", "hash_in_name", "matches_hash", "sha256_of", "without_credentials"]

@@ -6,7 +6,7 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .errors import CheckpointError, CheckpointNotFoundError, DownloadError
+from ..errors import CheckpointError, CheckpointNotFoundError, DownloadError
 from .preprocessing import Preprocessing
 from .shards import INDEX_NAMES, is_index, shard_names
 

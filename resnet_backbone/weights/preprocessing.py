@@ -6,15 +6,15 @@ kind still trains, and ends up worse; so the preprocessing travels with the weig
 
 from __future__ import annotations
 
+import ast
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .config import FileConfig, read_config
 from .match import SourceNetwork
-from .read import metadata_of
 
 __all__ = [
     "DETECTRON_BGR",
@@ -26,6 +26,7 @@ __all__ = [
     "WeightFacts",
     "infer_facts",
     "infer_preprocessing",
+    "metadata_of",
 ]
 
 
@@ -56,6 +57,18 @@ MSRA_BGR = Preprocessing((103.53, 116.28, 123.675), (1.0, 1.0, 1.0), bgr_to_rgb=
 DETECTRON_BGR = Preprocessing((102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0), bgr_to_rgb=False)
 PYCLS_BGR = Preprocessing((103.53, 116.28, 123.675), (57.375, 57.12, 58.395), bgr_to_rgb=False)
 RESNEST_RGB = Preprocessing((123.68, 116.779, 103.939), (58.393, 57.12, 57.375), bgr_to_rgb=True)
+
+
+class FileConfig(NamedTuple):
+    """What a config says.
+
+    Attributes:
+        preprocessing: ``mean``, ``std`` and ``bgr_to_rgb`` or ``to_rgb``; empty where it has none.
+        backbone: The arguments of the backbone that have literal values; empty where it has none.
+    """
+
+    preprocessing: Mapping[str, Any]
+    backbone: Mapping[str, Any]
 
 
 class WeightFacts(NamedTuple):
@@ -89,7 +102,7 @@ def infer_facts(
         network: The network in it.
     """
     meta = metadata_of(checkpoint)
-    config = read_config(meta)
+    config = _read_config(meta)
     provenance = meta.get("resnet_backbone")
     if isinstance(provenance, Mapping):
         written = _of_mapping(provenance.get("preprocessing"))
@@ -179,3 +192,103 @@ def _numbers(value: Any) -> tuple[float, ...]:
     if value is None or getattr(value, "size", 0) > 3:
         return ()
     return tuple(round(float(number), 4) for number in value.reshape(-1))
+
+
+def metadata_of(checkpoint: Any) -> dict[str, Any]:
+    """Return what a checkpoint says of itself: mmengine's ``meta``, or the provenance that ``convert`` writes.
+
+    Args:
+        checkpoint: What ``read_file`` returned.
+    """
+    if not isinstance(checkpoint, Mapping):
+        return {}
+    meta = checkpoint.get("meta", checkpoint.get("__metadata__"))
+    if not isinstance(meta, Mapping):
+        return {}
+    provenance = meta.get("resnet_backbone")
+    if isinstance(provenance, str):
+        if len(provenance) > 100_000:
+            provenance = ""
+        try:
+            return {**meta, "resnet_backbone": json.loads(provenance)}
+        except (ValueError, RecursionError):
+            return {key: value for key, value in meta.items() if key != "resnet_backbone"}
+    return dict(meta)
+
+
+# Longer than any config, and short enough to be parsed quickly.
+_MAX_LENGTH = 200_000
+
+
+def _read_config(meta: Mapping[str, Any]) -> FileConfig:
+    """Read the config in a checkpoint's metadata.
+
+    Args:
+        meta: The checkpoint's metadata: mmengine keeps the config under ``cfg``, mmcv 1 under ``config``.
+    """
+    names = _top_level(meta.get("cfg", meta.get("config")))
+    model = names.get("model", {})
+    backbone = model.get("backbone") if isinstance(model, Mapping) else None
+    preprocessing = _of_config(model.get("data_preprocessor")) if isinstance(model, Mapping) else None
+    if preprocessing is None:
+        # What holds for the model comes first, then what a module-level name says, then mmdet 2's pipelines.
+        preprocessing = _of_config(names.get("data_preprocessor")) or _of_config(names.get("img_norm_cfg"))
+    if preprocessing is None:
+        steps = [step for step in _mappings(names) if step.get("type") == "Normalize" and _of_config(step)]
+        preprocessing = steps[0] if steps and all(_same(step, steps[0]) for step in steps) else None
+    return FileConfig(preprocessing or {}, backbone if isinstance(backbone, Mapping) else {})
+
+
+def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return all(one.get(key) == other.get(key) for key in ("mean", "std", "to_rgb"))
+
+
+def _of_config(values: Any) -> Mapping[str, Any] | None:
+    """Find mean, std and channel order in a data preprocessor or in the one that it wraps."""
+    if not isinstance(values, Mapping):
+        return None
+    if "mean" in values and "std" in values and ("bgr_to_rgb" in values or "to_rgb" in values):
+        return values
+    return _of_config(values.get("data_preprocessor"))
+
+
+def _mappings(value: Any) -> Iterator[Mapping[str, Any]]:
+    if isinstance(value, Mapping):
+        yield value
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _mappings(item)
+
+
+def _top_level(text: Any) -> dict[str, Any]:
+    """Return the names that a config assigns, with their values as far as these are literals."""
+    if not isinstance(text, str) or len(text) > _MAX_LENGTH:
+        return {}
+    try:
+        return {
+            target.id: _literal(node.value)
+            for node in ast.parse(text).body
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return {}
+
+
+def _literal(node: ast.expr) -> Any:
+    """Evaluate a literal, ``dict(...)`` included; what is not a literal is ``None``."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
+        return {keyword.arg: _literal(keyword.value) for keyword in node.keywords}
+    if isinstance(node, ast.Dict):
+        pairs = zip(node.keys, node.values)
+        return {key.value: _literal(value) for key, value in pairs if isinstance(key, ast.Constant)}
+    if isinstance(node, ast.List):
+        return [_literal(item) for item in node.elts]
+    if isinstance(node, ast.Tuple):
+        return tuple(_literal(item) for item in node.elts)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
+        value = node.operand.value
+        return -value if isinstance(value, (int, float)) else None
+    return node.value if isinstance(node, ast.Constant) else None

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import stat
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from ..errors import ArgumentError
-from .errors import CheckpointError, CheckpointNotFoundError, UnsafeCheckpointError
+from ..errors import ArgumentError, CheckpointError, CheckpointNotFoundError, UnsafeCheckpointError, printable
 from .rebuild import WEIGHTS, Builder, StorageId, Vocabulary
-from .safe_pickle import Budget, Parser, printable
+from .safe_pickle import Budget, Persistent, parse_pickle
 
-__all__ = ["containers", "looks_like_html", "metadata_of", "open_regular_file", "read_file"]
+__all__ = ["looks_like_html", "open_regular_file", "read_file"]
 
 # The pickled number that opens files written by torch.save before torch 1.6.
 _LEGACY_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa85019")
@@ -109,12 +105,6 @@ def _is_safetensors(head: bytes) -> bool:
 
 def _placer(map_location: Any) -> _Place:
     """Return what moves a storage, given the device that it was on, as ``torch.load`` does."""
-    if isinstance(map_location, (str, torch.device)):
-        try:
-            torch.empty(0, device=map_location)
-        except Exception as error:
-            raise ArgumentError(f"map_location={str(map_location)!r} cannot be used here: {error}") from error
-
     restore: Any = torch.serialization.default_restore_location
 
     def place(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage:
@@ -129,6 +119,8 @@ def _placer(map_location: Any) -> _Place:
             reason = printable(str(error), 500)
             raise ArgumentError(f"map_location={map_location!r} cannot be used here: {reason}") from error
 
+    if isinstance(map_location, (str, torch.device)):
+        place(torch.empty(0).untyped_storage(), "cpu")
     return place
 
 
@@ -163,11 +155,11 @@ class _Reader:
         if head[2:14] == _LEGACY_MAGIC:
             return self._legacy(self.file, self.size)
         if head[:1] == b"\x80" or self.path.suffix in (".pkl", ".pickle"):
-            return self._build(self._parser(self.file, self.size).parse(), _no_storage)
+            return self._build(self._parse(self.file, self.size)[0], _no_storage)
         raise CheckpointError("is no checkpoint that is known here: neither torch's, nor safetensors, nor a pickle")
 
-    def _parser(self, file: IO[bytes], end: int) -> Parser:
-        return Parser(file, end, self.budget, self.vocabulary.check)
+    def _parse(self, file: IO[bytes], end: int) -> tuple[Any, list[Persistent]]:
+        return parse_pickle(file, end, self.budget, self.vocabulary.check)
 
     def _build(self, root: Any, read_storage: Callable[[StorageId], torch.UntypedStorage]) -> Any:
         return Builder(self.vocabulary, self.budget, read_storage, self._nested).build(root)
@@ -192,59 +184,50 @@ class _Reader:
         prefix = pickles[0].removesuffix("data.pkl")
         start, size = entries[pickles[0]]
         self.file.seek(start)
-        root = self._parser(self.file, start + size).parse()
-        order = self._record(entries, f"{prefix}byteorder", b"little").decode()
+        root, _ = self._parse(self.file, start + size)
+        start, size = entries.get(f"{prefix}byteorder", (0, 0))
+        self.file.seek(start)
+        order = self.file.read(min(size, 64)).decode() or "little"
         if order not in ("little", "big"):
             raise CheckpointError("has a byte order that is neither little nor big")
-        storages: dict[str, tuple[StorageId, torch.UntypedStorage]] = {}
+        storages: dict[str, torch.UntypedStorage] = {}
 
         def read_storage(storage: StorageId) -> torch.UntypedStorage:
+            start, size = entries.get(f"{prefix}data/{storage.key}", (0, -1))
+            if size != storage.nbytes:
+                raise CheckpointError(f"lacks a storage of {storage.nbytes} bytes that it declares")
             if storage.key not in storages:
-                start, size = entries.get(f"{prefix}data/{storage.key}", (0, -1))
-                if size != storage.nbytes:
-                    raise CheckpointError(f"lacks a storage of {storage.nbytes} bytes that it declares")
                 self.file.seek(start)
                 data = self._bytes(self.file, size, start + size)
                 if order != sys.byteorder:
                     cast(Any, data).byteswap(storage.dtype)
-                storages[storage.key] = storage, self.place(data, storage.location)
-            known, data = storages[storage.key]
-            if known.nbytes != storage.nbytes:
-                raise CheckpointError("describes a storage in several ways")
-            return data
+                storages[storage.key] = self.place(data, storage.location)
+            return storages[storage.key]
 
         return self._build(root, read_storage)
 
-    def _record(self, entries: Mapping[str, tuple[int, int]], name: str, default: bytes) -> bytes:
-        if name not in entries:
-            return default
-        start, size = entries[name]
-        self.file.seek(start)
-        return self.file.read(min(size, 64))
-
     def _legacy(self, file: IO[bytes], end: int) -> Any:
-        parser = self._parser(file, end)
-        _, version, system = parser.parse(), parser.parse(), parser.parse()
-        if version != 1001 or not isinstance(system, dict) or system.get("little_endian") is not True:
+        _, version, system, (root, references) = (self._parse(file, end) for _ in range(4))
+        system = self._build(system[0], _no_storage)
+        if version[0] != 1001 or not isinstance(system, dict) or system.get("little_endian") is not True:
             raise CheckpointError("is in a variant of torch's legacy format that is not known here")
-        root = parser.parse()
         declared: dict[str, StorageId] = {}
-        for storage in map(StorageId.parse, parser.persistent):
+        for storage in map(StorageId.parse, references):
             if declared.setdefault(storage.key, storage).nbytes != storage.nbytes:
                 raise CheckpointError("describes a storage in several ways")
-        storages = {}
-        keys = parser.parse()
+        keys = self._build(self._parse(file, end)[0], _no_storage)
         # Other keys than strings may take for ever to hash.
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
             raise CheckpointError("has a list of storages that is not one")
+        if sorted(keys) != sorted(declared):
+            raise CheckpointError("lacks storages that it declares, or has others")
+        storages = {}
         for key in keys:
-            storage = declared.pop(key)
+            storage = declared[key]
             count = int.from_bytes(file.read(8), "little")
             if count * storage.dtype.itemsize != storage.nbytes:
                 raise CheckpointError("has a storage of another size than it declares")
             storages[key] = self.place(self._bytes(file, storage.nbytes, end), storage.location)
-        if declared:
-            raise CheckpointError(f"lacks {len(declared)} storages that it declares")
         return self._build(root, lambda storage: storages[storage.key])
 
     def _nested(self, data: Any) -> Any:
@@ -306,65 +289,3 @@ def _entries(file: IO[bytes]) -> dict[str, tuple[int, int]]:
             raise CheckpointError("is a zip archive that contradicts itself")
         entries[info.filename] = start, info.file_size
     return entries
-
-
-def containers(checkpoint: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Find the state dicts in a checkpoint.
-
-    Args:
-        checkpoint: What ``read_file`` returned.
-
-    Yields:
-        For each dict that holds tensors or arrays, at any depth: the keys that lead to it, joined by dots, and its
-        tensors. Keys that could not be shown are escaped. Optimizer states are left out.
-    """
-    yield from _containers(checkpoint, "", 0, set())
-
-
-def _containers(node: Any, path: str, depth: int, seen: set[int]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    # A dict may lie in a file at several places, in itself among them.
-    if not isinstance(node, Mapping) or depth > 4 or id(node) in seen:
-        return
-    seen.add(id(node))
-    named = [(printable(key, 1000), value) for key, value in node.items() if isinstance(key, str)]
-    tensors = {key: tensor for key, value in named if (tensor := _tensor(value)) is not None}
-    if tensors:
-        yield path, tensors
-    for key, value in named:
-        if not key.startswith("optim"):
-            yield from _containers(value, f"{path}.{key}" if path else key, depth + 1, seen)
-
-
-def _tensor(value: Any) -> Tensor | None:
-    if isinstance(value, Tensor):
-        # Sparse and nested tensors are no layer's weights.
-        return value.detach() if value.layout is torch.strided and not value.is_nested else None
-    if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
-        try:
-            # PyTorch takes neither other byte orders nor negative strides.
-            return torch.from_numpy(value.astype(value.dtype.newbyteorder("="), order="C", copy=False))
-        except TypeError:  # a dtype that this version of PyTorch does not have
-            return None
-    return None
-
-
-def metadata_of(checkpoint: Any) -> dict[str, Any]:
-    """Return what a checkpoint says of itself: mmengine's ``meta``, or the provenance that ``convert`` writes.
-
-    Args:
-        checkpoint: What ``read_file`` returned.
-    """
-    if not isinstance(checkpoint, Mapping):
-        return {}
-    meta = checkpoint.get("meta", checkpoint.get("__metadata__"))
-    if not isinstance(meta, Mapping):
-        return {}
-    provenance = meta.get("resnet_backbone")
-    if isinstance(provenance, str):
-        if len(provenance) > 100_000:
-            provenance = ""
-        try:
-            return {**meta, "resnet_backbone": json.loads(provenance)}
-        except (ValueError, RecursionError):
-            return {key: value for key, value in meta.items() if key != "resnet_backbone"}
-    return dict(meta)

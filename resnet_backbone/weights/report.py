@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from ..errors import printable
 from .preprocessing import Preprocessing
-from .safe_pickle import printable
 
 __all__ = ["LoadReport", "group"]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 from .read import read_file
 
 __all__ = ["INDEX_NAMES", "find_in_folder", "is_index", "read_checkpoint", "shard_names"]

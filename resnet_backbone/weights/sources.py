@@ -16,10 +16,17 @@ from typing import Any, NamedTuple
 from mmengine.fileio import get_file_backend
 from mmengine.runner.checkpoint import CheckpointLoader, get_external_models, get_mmcls_models
 
-from ..errors import ArgumentError, ArgumentTypeError, UnknownNameError, did_you_mean
+from ..errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    CheckpointError,
+    CheckpointNotFoundError,
+    DownloadError,
+    UnknownNameError,
+    did_you_mean,
+)
 from . import zoo
 from .download import cached_path, fetch, hash_in_name, matches_hash, without_credentials
-from .errors import CheckpointError, CheckpointNotFoundError, DownloadError
 from .hub import fetch_from_hub, timm_repository
 from .preprocessing import IMAGENET_RGB, Preprocessing
 from .read import read_file

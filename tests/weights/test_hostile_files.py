@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 
 from resnet_backbone.errors import ArgumentError
 from resnet_backbone.weights import CheckpointError, CheckpointNotFoundError, UnsafeCheckpointError, safe_pickle
-from resnet_backbone.weights.read import containers, metadata_of, read_file
+from resnet_backbone.weights.checkpoint import containers
+from resnet_backbone.weights.preprocessing import metadata_of
+from resnet_backbone.weights.read import read_file
 from resnet_backbone.weights.rebuild import WEIGHTS, Inert
 
 PROTOCOL = b"\x80\x04"
@@ -150,17 +152,8 @@ def test_towers_are_refused(kind, tmp_path):
 def test_towers_in_the_list_of_storages_are_refused(tmp_path):
     path = write_legacy(tmp_path / "legacy.pth", tensor(0, [4], [1], storage(legacy=True)))
     path.write_bytes(path.read_bytes().replace(pickle.dumps(["0"], 2), b"\x80\x02]" + TOWER + b"a."))
-    with pytest.raises(CheckpointError, match="list of storages"):
+    with pytest.raises(CheckpointError, match=r"legacy\.pth"):
         read_file(path)
-
-
-def test_data_is_not_copied_again_and_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(safe_pickle, "_ALLOWANCE", 10_000_000)
-    repeated = tensor(0, [2**20], [0])
-    convert = name("torch._utils", "_rebuild_device_tensor_from_cpu_tensor") + b"(" + repeated
-    program = b"(" + (convert + name("torch", "complex128") + text("cuda") + b"\x89tR") * 2 + b"l"
-    with pytest.raises(CheckpointError, match="memory"):
-        read_file(write_zip(tmp_path / "copies.pth", program))
 
 
 def test_an_index_of_the_memo_is_not_a_size(tmp_path):
@@ -355,6 +348,7 @@ def test_archives_of_numpy_and_tar_are_named(tmp_path):
         ("torch.distributed.tensor.DTensor", "full_tensor"),
         ("torch.distributed._tensor.api.DTensor", "full_tensor"),
         ("torch._utils._rebuild_qtensor", "quantized"),
+        ("torch._utils._rebuild_device_tensor_from_cpu_tensor", "CPU"),
         ("torch.float3_e1m1", "dtype"),
         ("torch.nn.modules.linear.Linear", "state_dict"),
     ],
@@ -459,7 +453,11 @@ _PARTS = st.sampled_from(
         bytes([code])
         for code in b"(0123NJKMGXUTCB]})elsutabdioRcQ\x80\x81\x82\x85\x86\x87\x88\x8a\x8f\x90\x91\x92\x93\x94h.q"
     ]
-    + [name(*known.rsplit(".", 1)) for known in sorted({*WEIGHTS.known, *WEIGHTS.bare, "torch.float32"})]
+    + [
+        name(*known.rsplit(".", 1))
+        for known in sorted({*WEIGHTS.known, *WEIGHTS.bare, "torch.float32"})
+        if "." in known
+    ]
     + [text("x"), integers(2, 3), storage(), tensor(0, [2], [1]), b"C\x04abcd", b"K\x01", b"\x8c\x02f4"]
 )
 

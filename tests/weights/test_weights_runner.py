@@ -10,9 +10,9 @@ from mmengine.config import Config
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.runner import CheckpointLoader, load_checkpoint
 
+from resnet_backbone.errors import CheckpointError, UnsafeCheckpointError
 from resnet_backbone.integrations.mmdet import runner_files
 from resnet_backbone.integrations.mmdet.runner_files import read_runner_file, read_runner_files
-from resnet_backbone.weights.errors import CheckpointError, UnsafeCheckpointError
 
 
 @pytest.fixture

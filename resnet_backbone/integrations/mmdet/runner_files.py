@@ -17,10 +17,9 @@ import numpy as np
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
-from ...weights.errors import CheckpointError, UnsafeCheckpointError
+from ...errors import CheckpointError
 from ...weights.read import read_file
-from ...weights.rebuild import WEIGHTS, Builder, Inert, Vocabulary
-from ...weights.safe_pickle import printable
+from ...weights.rebuild import WEIGHTS, Builder, Vocabulary
 
 __all__ = ["read_runner_files"]
 
@@ -72,28 +71,15 @@ def _history_buffer(builder: Builder, state: Any) -> HistoryBuffer:
     return buffer
 
 
-def _getattr(builder: Builder, state: Any, owner: Any, name: Any) -> Inert:
-    """Name a statistic of the logs: a HistoryBuffer is saved with its methods."""
-    names = [getattr(owner, "name", type(owner).__name__), name if isinstance(name, str) else type(name).__name__]
-    full = ".".join(names)
-    if full in _STATISTICS:
-        return Inert(full)
-    raise UnsafeCheckpointError(f"would import builtins.getattr, to use {printable(full)}{_ADVICE}")
-
-
 _ADVICE = (
     ", which mmengine's Runner does not save by itself. If you trust the file, set the environment variable "
     "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1"
 )
 _LOG = f"{HistoryBuffer.__module__}.{HistoryBuffer.__name__}"
+# A HistoryBuffer is saved with its methods.
 _STATISTICS = frozenset(f"{_LOG}.{name}" for name in ("current", "max", "mean", "min"))
 _RUNNER = Vocabulary(
-    known={
-        **WEIGHTS.known,
-        _LOG: _history_buffer,
-        "builtins.getattr": _getattr,
-        "__builtin__.getattr": _getattr,
-    },
+    known={**WEIGHTS.known, _LOG: _history_buffer},
     bare=WEIGHTS.bare | _STATISTICS,
     inert=(),
     advice=_ADVICE,
