@@ -15,7 +15,7 @@ from .architecture import other_network
 from .download import cache_dir
 from .match import SourceNetwork, match_state_dict, read_network
 from .names import PrefixMatch, find_prefixes, strip_wrappers
-from .shards import read_checkpoint
+from .read import read_checkpoint
 from .sources import ResolvedSource, resolve
 
 __all__ = ["FoundNetwork", "containers", "find_network", "open_checkpoint"]

@@ -1,4 +1,8 @@
-"""Download a file into torch.hub's cache: whole and checked, or not at all."""
+"""Download files: into torch.hub's cache, whole and checked or not at all; or by huggingface_hub into its own.
+
+``torch.hub.download_url_to_file`` does not do: it waits for a silent server for ever, takes a body that ended early for
+the whole file, and follows redirects to ftp. A transfer that fails is begun again, not resumed.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +17,29 @@ import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from filelock import FileLock
 from torch.hub import tqdm  # type: ignore[attr-defined] # its own where tqdm is not installed
 
-from ..errors import ArgumentError, CheckpointError, DownloadError
+from ..errors import ArgumentError, CheckpointError, CheckpointNotFoundError, DownloadError
 from ..version import __version__
-from .read import looks_like_html
+from .preprocessing import Preprocessing, of_repository
+from .read import INDEX_NAMES, is_index, looks_like_html, shard_names
 
-__all__ = ["cache_dir", "cached_path", "fetch", "hash_in_name", "matches_hash", "sha256_of", "without_credentials"]
+__all__ = [
+    "cache_dir",
+    "cached_path",
+    "fetch",
+    "fetch_from_hub",
+    "hash_in_name",
+    "matches_hash",
+    "sha256_of",
+    "timm_repository",
+    "without_credentials",
+]
 
 ATTEMPTS = 4
 TIMEOUT = 30.0
@@ -159,50 +174,43 @@ def _download(
     patient: bool,
     check: Callable[[Path], object] | None,
 ) -> None:
+    shown = without_credentials(url)
     # The suffix stays, since it may tell how to read the file.
     temporary = final.with_name(f".{uuid.uuid4().hex}.{final.name}")
     try:
         _transfer_with_retries(url, temporary, progress, patient)
-        problem = _problem(temporary, expected)
-        if problem is not None:
-            raise DownloadError(f"{without_credentials(url)} is not kept: {problem}")
+        with temporary.open("rb") as file:
+            head = file.read(1024)
+        if not head:
+            raise DownloadError(f"{shown} is not kept: the server sent nothing")
+        if looks_like_html(head):
+            raise DownloadError(f"{shown} is not kept: the server sent a web page in place of the file")
+        if expected is not None and not matches_hash(temporary, expected):
+            raise DownloadError(f"{shown} is not kept: its SHA-256 does not begin with {expected}")
         if expected is None and check is not None:
             check(temporary)
         temporary.replace(final)
     except CheckpointError as error:
         # The temporary file is gone by the time anybody could look for it.
-        raise type(error)(str(error).replace(str(temporary), without_credentials(url))) from error
+        raise type(error)(str(error).replace(str(temporary), shown)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _problem(path: Path, expected: str | None) -> str | None:
-    with path.open("rb") as file:
-        head = file.read(1024)
-    if not head:
-        return "the server sent nothing"
-    if looks_like_html(head):
-        return "the server sent a web page in place of the file"
-    if expected is not None and not matches_hash(path, expected):
-        return f"its SHA-256 does not begin with {expected}"
-    return None
-
-
 def _transfer_with_retries(url: str, path: Path, progress: bool, patient: bool) -> None:
     attempts = ATTEMPTS if patient else 1
-    for attempt in range(attempts):
+    for attempt in range(1, attempts + 1):
         try:
-            _transfer(url, path, progress, TIMEOUT if patient else IMPATIENT_TIMEOUT)
+            return _transfer(url, path, progress, TIMEOUT if patient else IMPATIENT_TIMEOUT)
         except CheckpointError:
             raise
         except (OSError, ValueError, http.client.HTTPException) as error:
             if isinstance(error, OSError) and error.errno in _NO_SPACE:
                 raise
-            if attempt + 1 == attempts or not _is_temporary(error):
+            if attempt == attempts or not _is_temporary(error):
                 raise DownloadError(f"{without_credentials(url)} cannot be downloaded: {_reason(error)}") from error
-            time.sleep(PAUSE * 2**attempt)
-        else:
-            return
+        time.sleep(PAUSE * 2 ** (attempt - 1))
+    return None
 
 
 def _reason(error: Exception) -> str:
@@ -239,7 +247,6 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _transfer(url: str, path: Path, progress: bool, timeout: float) -> None:
-    """Download a file once, as ``torch.hub.download_url_to_file`` does, but with a timeout and its length checked."""
     # As browsers do, for URLs with spaces or letters beyond ASCII in them; what is escaped already stays.
     escaped = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]", errors="surrogateescape")
     headers = {"User-Agent": f"resnet_backbone/{__version__}", "Accept-Encoding": "identity"}
@@ -257,3 +264,102 @@ def _transfer(url: str, path: Path, progress: bool, timeout: float) -> None:
                 bar.update(len(chunk))
         if total is not None and file.tell() != total:
             raise http.client.HTTPException(f"the connection ended after {file.tell()} of {total} bytes")
+
+
+_USUAL_NAME = "model.safetensors"
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pth.tar", ".pkl")
+
+
+def timm_repository(name: str) -> str:
+    """Return the repository of a timm model, such as ``resnet50d.ra2_in1k``; without a tag timm knows which."""
+    if "." in name:
+        return f"timm/{name}"
+    try:
+        from timm.models import get_pretrained_cfg
+    except ImportError as error:
+        raise CheckpointError(
+            f"timm://{name} does not say which weights: write them, as in timm://resnet50d.ra2_in1k, "
+            "or pip install timm for its default"
+        ) from error
+    try:
+        tag = getattr(get_pretrained_cfg(name), "tag")  # noqa: B009 - None where timm has no weights
+    except (RuntimeError, AttributeError) as error:
+        raise CheckpointError(f"timm://{name}: timm has no weights of this name") from error
+    return f"timm/{name}.{tag}"
+
+
+def fetch_from_hub(repository: str, file: str | None) -> tuple[Path, Preprocessing | None]:
+    """Return the local copy of a file on the Hugging Face hub, after downloading it if there is none yet.
+
+    Args:
+        repository: ``ORG/REPO``; ``ORG/REPO@REVISION`` for other than the newest version.
+        file: The file; ``None`` means the repository's weights.
+
+    Returns:
+        The path, and the preprocessing that the repository says, if it does.
+
+    Raises:
+        CheckpointNotFoundError: There is no such repository or file.
+        DownloadError: The file could not be fetched.
+        CheckpointError: huggingface_hub is not installed.
+    """
+    try:
+        from huggingface_hub import errors, hf_hub_download
+    except ImportError as error:
+        raise CheckpointError(
+            f"{repository} lies on the Hugging Face hub, which needs the hub extra: pip install 'resnet_backbone[hub]'"
+        ) from error
+    repository, _, revision = repository.partition("@")
+    where: dict[str, Any] = {"repo_id": repository, "revision": revision or None}
+    try:
+        path = _fetch_file(file, where)
+    except errors.LocalEntryNotFoundError as error:
+        raise DownloadError(
+            f"{file or _USUAL_NAME} of {repository} cannot be downloaded from the hub: {_brief(error)}"
+        ) from error
+    except (errors.RepositoryNotFoundError, errors.EntryNotFoundError) as error:
+        raise CheckpointNotFoundError(f"the hub has no {file or 'weights'} in {repository}: {_brief(error)}") from error
+    except CheckpointError:
+        raise
+    except Exception as error:  # the client's transport changed from version to version, and its errors too
+        raise DownloadError(f"{repository} cannot be downloaded from the hub: {_brief(error)}") from error
+
+    def read(name: str) -> str:
+        return Path(hf_hub_download(filename=name, **where)).read_text(encoding="utf-8")
+
+    return path, of_repository(read)
+
+
+def _fetch_file(file: str | None, where: dict[str, Any]) -> Path:
+    """Download a file, or the one that holds a repository's weights; with an index, the shards that it lists."""
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    if file is None:
+        try:
+            return Path(hf_hub_download(filename=_USUAL_NAME, **where))
+        except LocalEntryNotFoundError:
+            raise
+        except EntryNotFoundError:
+            file = _choose(where["repo_id"], HfApi().list_repo_files(**where))
+    path = Path(hf_hub_download(filename=file, **where))
+    if is_index(path.name):
+        for name in shard_names(path):
+            hf_hub_download(filename=str(PurePosixPath(file).with_name(name)), **where)
+    return path
+
+
+def _choose(repository: str, files: list[str]) -> str:
+    """Choose the file that holds a repository's weights."""
+    for name in ("pytorch_model.bin", *INDEX_NAMES):
+        if name in files:
+            return name
+    candidates = [name for name in files if name.endswith(_SUFFIXES)]
+    if len(candidates) == 1:
+        return candidates[0]
+    found = ", ".join(candidates) or "none"
+    raise CheckpointNotFoundError(f"{repository} has not one file of weights but {found}: write hf://{repository}/FILE")
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

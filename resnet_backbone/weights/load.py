@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError, ArgumentTypeError, MismatchError
 from .checkpoint import FoundNetwork, find_network, open_checkpoint
-from .checks import check_function, check_match, check_values, warnings_about
 from .match import InputChannels, Match, check_input_channels, match_state_dict
 from .names import PrefixMatch, find_prefixes, source_name, strip_wrappers
 from .preprocessing import WeightFacts, infer_facts
-from .report import LoadReport
+from .report import LoadReport, check_function, check_match, check_values, warnings_about
 from .sources import ResolvedSource
 
 __all__ = ["find_backbone", "load_pretrained"]

@@ -305,6 +305,6 @@ def _is_affine_only(norm: str, tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _keeps_no_statistics(network: SourceNetwork, norm: str) -> bool:
-    """Whether a layer without statistics is a folded batch norm and no group norm: Caffe2's names tell."""
+    """Whether a layer without statistics is a folded batch norm and no group norm, as some names tell."""
     original = network.names.get(f"{norm}.weight", "")
-    return network.scheme.name == "Caffe2" and "_bn_" in original
+    return network.scheme.name in ("Caffe2", "Paddle, static graph") and "bn" in original

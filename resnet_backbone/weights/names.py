@@ -106,8 +106,11 @@ def canonical_names(shapes: Mapping[str, Shape]) -> dict[str, str]:
         ``downsample.0`` becomes ``downsample.conv`` or ``downsample.norm``; ``block.3`` becomes ``layer2.0`` where the
         first stage has three blocks, that is, where the fourth has the next projection.
     """
-    # PaddleClas numbers its blocks through; the first of every stage has a projection.
-    firsts = sorted({int(match[1]) for name in shapes if (match := re.match(r"block\.(\d+)\.downsample\.", name))})
+    # PaddleClas numbers its blocks through; the first of every stage but the first one has a projection.
+    # That of the first stage may lack one.
+    firsts = sorted(
+        {0, *(int(match[1]) for name in shapes if (match := re.match(r"block\.(\d+)\.downsample\.", name)))}
+    )
     last = max((int(match[1]) for name in shapes if (match := re.match(r"stem\.conv(\d)\.", name))), default=1)
     projections = {
         match[0]
@@ -120,7 +123,7 @@ def canonical_names(shapes: Mapping[str, Shape]) -> dict[str, str]:
 
 def _staged(name: str, firsts: list[int]) -> str:
     match = re.match(r"block\.(\d+)(?=\.)", name)
-    if not match or not firsts or int(match[1]) < firsts[0]:
+    if not match:
         return name
     stage = bisect.bisect(firsts, int(match[1]))
     return f"layer{stage}.{int(match[1]) - firsts[stage - 1]}{name[match.end() :]}"
@@ -353,14 +356,41 @@ def _paddledetection_name(key: str) -> str:
 
 
 def _paddleclas_name(key: str) -> str:
-    key = _statistics(key)
-    if match := re.match(r"blocks\.(\d+)\.(?:conv(\d)|short)\.(conv|bn)\.", key):
-        block, number, kind = match.groups()
+    """The names of PaddleClas, whose blocks are ``blocks.0``, ... or, before its version 2.2, ``bb_0_0``, ..."""
+    key = _statistics(key).replace("._batch_norm.", ".bn.").replace("._conv.", ".conv.")
+    if match := re.match(r"conv(?:1_(\d))?\.(conv|bn)\.", key):
+        return f"stem.{match[2].replace('bn', 'norm')}{match[1] or 1}.{key[match.end() :]}"
+    if match := re.match(r"(?:blocks\.(\d+)|bb_(\d)_(\d+))\.(?:conv(\d)|short)\.(conv|bn)\.", key):
+        block, stage, of_stage, number, kind = match.groups()
         kind = kind.replace("bn", "norm")
         # Whether a shortcut pools before it projects does not show in its name.
         layer = f"downsample.{kind}" if number is None else f"{kind}{_plus(number, 1)}"
-        return f"block.{block}.{layer}.{key[match.end() :]}"
+        place = f"block.{block}" if stage is None else f"layer{_plus(stage, 1)}.{of_stage}"
+        return f"{place}.{layer}.{key[match.end() :]}"
     return _torchvision_name(key)
+
+
+_PADDLE_LEAVES = {
+    "weights": "weight",
+    "scale": "weight",
+    "offset": "bias",
+    "mean": "running_mean",
+    "variance": "running_var",
+}
+
+
+def _paddle_parameter_name(key: str) -> str:
+    """The names of Paddle's static graphs, where parameters have names of their own: ``bn2a_branch2b_scale``."""
+    if match := re.fullmatch(r"(?:bn_conv1|conv1(?:_(\d))?|bnv1_(\d))_(weights|scale|offset|mean|variance)", key):
+        kind = "conv" if match[3] == "weights" else "norm"
+        return f"stem.{kind}{match[1] or match[2] or 1}.{_PADDLE_LEAVES[match[3]]}"
+    match = re.fullmatch(r"(?:res|bn)(\d)([a-z])(\d*)_branch(1|2[abc])_(weights|scale|offset|mean|variance)", key)
+    if not match:
+        return key
+    stage, letter, number, branch, leaf = match.groups()
+    kind = "conv" if leaf == "weights" else "norm"
+    layer = f"downsample.{kind}" if branch == "1" else f"{kind}{_CAFFE2_LAYERS[branch]}"
+    return f"layer{_plus(stage, -1)}.{number or ord(letter) - ord('a')}.{layer}.{_PADDLE_LEAVES[leaf]}"
 
 
 def _nvidia_name(key: str) -> str:
@@ -402,6 +432,8 @@ SCHEMES: tuple[NamingScheme, ...] = (
     NamingScheme("RT-DETR", "res_layers.0.blocks.0.branch2a.conv.weight", _presnet_name),
     NamingScheme("PaddleDetection", "res2.res2a.branch2a.conv.weight", _paddledetection_name),
     NamingScheme("PaddleClas", "blocks.0.conv0.conv.weight", _paddleclas_name),
+    NamingScheme("PaddleClas", "bb_0_0.conv0._conv.weight", _paddleclas_name),
+    NamingScheme("Paddle, static graph", "res2a_branch2a_weights", _paddle_parameter_name),
     NamingScheme("NVIDIA", "layers.0.0.conv1.weight", _nvidia_name),
     NamingScheme("nn.Sequential of torchvision's layers", "4.0.conv1.weight", _sequential_name),
     NamingScheme("resnet_backbone's MultiScaleResNet1d", "layer1.branches.0.0.conv1.weight", _torchvision_name, True),

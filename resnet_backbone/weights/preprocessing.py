@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -27,6 +27,7 @@ __all__ = [
     "infer_facts",
     "infer_preprocessing",
     "metadata_of",
+    "of_repository",
 ]
 
 
@@ -148,6 +149,41 @@ def infer_preprocessing(network: SourceNetwork) -> tuple[Preprocessing | None, s
     if "backbone" in network.prefix:
         return None, None
     return IMAGENET_RGB, "pytorch"
+
+
+def of_repository(read: Callable[[str], str]) -> Preprocessing | None:
+    """Return the preprocessing that timm and transformers write beside weights of theirs.
+
+    Args:
+        read: Returns the text of a file of the repository.
+    """
+    for name, parse in (("config.json", _of_timm), ("preprocessor_config.json", _of_transformers)):
+        try:
+            return parse(json.loads(read(name)))
+        except Exception:  # noqa: BLE001 - the weights are there; what else the repository holds is a bonus
+            continue
+    return None
+
+
+def _of_timm(config: Any) -> Preprocessing:
+    mean, std = (_rgb(config["pretrained_cfg"][key], 255) for key in ("mean", "std"))
+    return Preprocessing(mean, std, bgr_to_rgb=True)
+
+
+def _of_transformers(config: Any) -> Preprocessing:
+    """Read the config of an image processor, which rescales images, then normalises them; it may leave either out."""
+    scale = 1 / float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1
+    normalises = config.get("do_normalize", True)
+    mean = _rgb(config["image_mean"], scale) if normalises else (0.0, 0.0, 0.0)
+    std = _rgb(config["image_std"] if normalises else (1, 1, 1), scale)
+    return Preprocessing(mean, std, bgr_to_rgb=not config.get("do_flip_channel_order", False))
+
+
+def _rgb(values: Any, scale: float) -> tuple[float, ...]:
+    numbers = tuple(round(scale * float(value), 4) for value in _sequence(values))
+    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+        raise ValueError("must be three numbers")
+    return numbers
 
 
 def _style(value: Any) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import stat
 import sys
@@ -17,7 +18,16 @@ from ..errors import ArgumentError, CheckpointError, CheckpointNotFoundError, Un
 from .rebuild import WEIGHTS, Builder, StorageId, Vocabulary
 from .safe_pickle import Budget, Persistent, parse_pickle
 
-__all__ = ["looks_like_html", "open_regular_file", "read_file"]
+__all__ = [
+    "INDEX_NAMES",
+    "SINGLE_NAMES",
+    "is_index",
+    "looks_like_html",
+    "open_regular_file",
+    "read_checkpoint",
+    "read_file",
+    "shard_names",
+]
 
 # The pickled number that opens files written by torch.save before torch 1.6.
 _LEGACY_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa85019")
@@ -28,6 +38,9 @@ _OTHER_FORMATS = {
     b"\x1f\x8b": "compressed with gzip: unpack it",
     b"version https://git-lfs": "a Git LFS pointer, not the file it points to: run git lfs pull",
 }
+INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+SINGLE_NAMES = ("model.safetensors", "pytorch_model.bin")
+_MAX_INDEX_BYTES = 50_000_000
 _Place = Callable[[torch.UntypedStorage, str], torch.UntypedStorage]
 
 
@@ -63,6 +76,81 @@ def read_file(path: Path, map_location: Any = "cpu", vocabulary: Vocabulary = WE
     except Exception as error:  # a damaged file can fail in any way, and the user needs its path
         reason = printable(" ".join(str(error).split()), 300) or "it ends too early"
         raise CheckpointError(f"{shown} is damaged or cut off ({type(error).__name__}: {reason})") from error
+
+
+def is_index(name: str) -> bool:
+    """Whether a file of this name is the index of a sharded checkpoint, as Hugging Face's libraries write it."""
+    return name.endswith((".safetensors.index.json", ".bin.index.json"))
+
+
+def read_checkpoint(path: Path, map_location: Any = "cpu") -> Any:
+    """Read a checkpoint: a file, a folder with one, or the index of a sharded one.
+
+    Args:
+        path: The file or folder.
+        map_location: Where the tensors go, as in ``torch.load``.
+
+    Returns:
+        What was saved; of a sharded checkpoint all tensors of all shards, as one dict.
+
+    Raises:
+        CheckpointError: It cannot be read; see ``read_file``.
+    """
+    if path.is_dir():
+        path = _find_in_folder(path)
+    if not is_index(path.name):
+        return read_file(path, map_location)
+    tensors: dict[str, Any] = {}
+    for name in shard_names(path):
+        shard = read_file(path.with_name(name), map_location)
+        if not isinstance(shard, Mapping):
+            raise CheckpointError(f"{path.with_name(name)}, which {path.name} names, is not a state dict")
+        tensors.update((key, value) for key, value in shard.items() if key != "__metadata__")
+    return tensors
+
+
+def _find_in_folder(folder: Path) -> Path:
+    """Return the checkpoint in a folder.
+
+    Args:
+        folder: A folder as Hugging Face's libraries write it.
+
+    Raises:
+        CheckpointError: It holds none, or one of torch.distributed.checkpoint.
+    """
+    if (folder / ".metadata").exists():
+        raise CheckpointError(
+            f"{folder} is a distributed checkpoint (torch.distributed.checkpoint): make a file of it with python -m "
+            f"torch.distributed.checkpoint.format_utils dcp_to_torch {folder} FILE"
+        )
+    for name in (*SINGLE_NAMES, *INDEX_NAMES):
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(f"{folder} is a directory without {' or '.join(SINGLE_NAMES)}: give a file")
+
+
+def shard_names(index: Path) -> list[str]:
+    """Return the names of the files that the index of a sharded checkpoint lists, which lie beside it.
+
+    Args:
+        index: The index.
+
+    Raises:
+        CheckpointError: It is not such an index, or lists files elsewhere.
+    """
+    try:
+        with open_regular_file(index) as file:
+            text = file.read(_MAX_INDEX_BYTES + 1)
+        if len(text) > _MAX_INDEX_BYTES:
+            raise CheckpointError(f"{index} is too large for an index")
+        content = json.loads(text)
+        names = sorted(set(content["weight_map"].values()))
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is not the index of a sharded checkpoint ({type(error).__name__})") from error
+    for name in names:
+        if not isinstance(name, str) or not name or name in (".", "..") or Path(name).name != name or "\\" in name:
+            raise CheckpointError(f"{index} lists {name!r}, which is not a file beside it")
+    return names
 
 
 def open_regular_file(path: Path) -> IO[bytes]:

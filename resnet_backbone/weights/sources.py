@@ -1,7 +1,7 @@
 """Resolve a source, as users write it, to a file on this machine.
 
 A source is a path, an http or https URL, ``torchvision://``, ``timm://``, ``hf://``, ``detectron2://``,
-``open-mmlab://``, or anything that mmengine has a loader for.
+``catalog://``, ``open-mmlab://``, or anything that mmengine has a loader for.
 """
 
 from __future__ import annotations
@@ -26,11 +26,17 @@ from ..errors import (
     did_you_mean,
 )
 from . import zoo
-from .download import cached_path, fetch, hash_in_name, matches_hash, without_credentials
-from .hub import fetch_from_hub, timm_repository
-from .preprocessing import IMAGENET_RGB, Preprocessing
-from .read import read_file
-from .shards import is_index
+from .download import (
+    cached_path,
+    fetch,
+    fetch_from_hub,
+    hash_in_name,
+    matches_hash,
+    timm_repository,
+    without_credentials,
+)
+from .preprocessing import IMAGENET_RGB, Preprocessing, of_repository
+from .read import INDEX_NAMES, SINGLE_NAMES, is_index, open_regular_file, read_file
 
 __all__ = ["ResolvedSource", "resolve"]
 
@@ -160,7 +166,24 @@ def _local(text: str) -> ResolvedSource:
     entry = zoo.by_file(path.name)
     if entry is not None:
         return ResolvedSource(path, str(path), entry.preprocessing, entry.style)
-    return ResolvedSource(path, str(path))
+    return ResolvedSource(path, str(path), _of_folder(path))
+
+
+_MAX_CONFIG_BYTES = 1_000_000
+
+
+def _of_folder(path: Path) -> Preprocessing | None:
+    """Read the preprocessing that Hugging Face's libraries write beside weights of theirs."""
+    if not os.path.isdir(path):
+        if path.name not in (*SINGLE_NAMES, *INDEX_NAMES):
+            return None
+        path = path.parent
+
+    def read(name: str) -> str:
+        with open_regular_file(path / name) as file:
+            return file.read(_MAX_CONFIG_BYTES).decode()
+
+    return of_repository(read)
 
 
 def _download(url: str, options: _Options, patient: bool = True) -> Path:
@@ -175,6 +198,24 @@ def _url(url: str, options: _Options) -> ResolvedSource:
     known = zoo.by_source(url)
     preprocessing, style = known if known is not None else (None, None)
     return ResolvedSource(_download(url, options), without_credentials(url), preprocessing, style)
+
+
+# The catalog of detectron2 for Detectron's weights, by which its configs name them.
+_CATALOG = {
+    "ImageNetPretrained/MSRA/R-50": "ImageNetPretrained/MSRA/R-50.pkl",
+    "ImageNetPretrained/MSRA/R-101": "ImageNetPretrained/MSRA/R-101.pkl",
+    "ImageNetPretrained/FAIR/R-50-GN": "ImageNetPretrained/47261647/R-50-GN.pkl",
+    "ImageNetPretrained/FAIR/R-101-GN": "ImageNetPretrained/47592356/R-101-GN.pkl",
+    "ImageNetPretrained/FAIR/X-101-32x8d": "ImageNetPretrained/20171220/X-101-32x8d.pkl",
+    "ImageNetPretrained/FAIR/X-101-64x4d": "ImageNetPretrained/FBResNeXt/X-101-64x4d.pkl",
+    "ImageNetPretrained/FAIR/X-152-32x8d-IN5k": "ImageNetPretrained/25093814/X-152-32x8d-IN5k.pkl",
+}
+
+
+def _catalog(name: str, options: _Options) -> ResolvedSource:
+    if name not in _CATALOG:
+        raise UnknownNameError(f"detectron2's catalog has no {name!r} of a backbone.{did_you_mean(name, _CATALOG)}")
+    return _url(f"https://dl.fbaipublicfiles.com/detectron/{_CATALOG[name]}", options)
 
 
 def _detectron2(name: str, options: _Options) -> ResolvedSource:
@@ -278,6 +319,7 @@ _SCHEMES: dict[str, Callable[[str, _Options], ResolvedSource]] = {
     "timm": _timm,
     "hf": _hugging_face,
     "detectron2": _detectron2,
+    "catalog": _catalog,
     "open-mmlab": _open_mmlab,
     "openmmlab": _open_mmlab,
     "mmcls": _mmcls,

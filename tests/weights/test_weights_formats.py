@@ -414,11 +414,43 @@ def paddleclas(depth):
     return rename
 
 
+def paddleclas_before_2_2(depth):
+    def rename(name):
+        if name.startswith("stem."):
+            number, kind, leaf = stem_layer(name)
+            return f"conv1_{number}.{'_conv' if kind == 'conv' else '_batch_norm'}.{paddle_leaf(leaf)}"
+        stage, block, kind, number, index, leaf = block_layer(name)
+        kind = kind or ("conv" if is_projection(index, True) else "bn")
+        layer = "short" if number is None else f"conv{int(number) - 1}"
+        return f"bb_{stage - 1}_{block}.{layer}.{'_conv' if kind == 'conv' else '_batch_norm'}.{paddle_leaf(leaf)}"
+
+    return rename
+
+
+def paddle_parameters(depth):
+    """The names of Paddle's static graphs, as PaddleClas and PaddleDetection wrote them until 2020."""
+    leaves = {"weight": "scale", "bias": "offset", "running_mean": "mean", "running_var": "variance"}
+
+    def rename(name):
+        if name.startswith("stem."):
+            number, kind, leaf = stem_layer(name)
+            return f"conv1_{number}_weights" if kind == "conv" else f"bnv1_{number}_{leaves[leaf]}"
+        stage, block, kind, number, index, leaf = block_layer(name)
+        kind = kind or ("conv" if is_projection(index, True) else "bn")
+        branch = "1" if number is None else f"2{'abc'[int(number) - 1]}"
+        of_stage = f"{stage + 1}{chr(ord('a') + block)}_branch{branch}"
+        return f"res{of_stage}_weights" if kind == "conv" else f"bn{of_stage}_{leaves[leaf]}"
+
+    return rename
+
+
 VD = {
     "transformers": (rt_detr_transformers, "model.backbone.model."),
     "RT-DETR": (rt_detr_authors, "backbone."),
     "PaddleDetection": (paddledetection, ""),
     "PaddleClas": (paddleclas, ""),
+    "PaddleClas before 2.2": (paddleclas_before_2_2, ""),
+    "Paddle, static graph": (paddle_parameters, ""),
 }
 
 
@@ -429,7 +461,7 @@ def test_resnet_vd(scheme, depth, check, shake, image):
     options = dict(depth=depth, base_channels=8, **({} if depth == 50 else {"projection_shortcut": True}))
     source = shake(ResNetV1d(**options))
     report = check(ResNetV1d(**options), wrap(renamed(source, rename(depth)), prefix), features(source, image))
-    assert (report.format, report.prefix) == (scheme, prefix)
+    assert (report.format, report.prefix) == (scheme.partition(" before")[0], prefix)
     if depth != 50:
         with pytest.raises(MismatchError, match="projection_shortcut=True"):
             load_pretrained(ResNetV1d(depth=depth, base_channels=8), renamed(source, rename(depth)))
@@ -446,6 +478,28 @@ def test_long_stages_of_paddledetection():
     rename = scheme_of("PaddleDetection").rename
     assert rename("res4.res4a.branch2a.conv.weight") == "layer3.0.conv1.weight"
     assert rename("res4.res4b22.branch2c.norm._mean") == "layer3.22.norm3.running_mean"
+
+
+def test_names_of_paddles_stems_and_long_stages():
+    rename = scheme_of("Paddle, static graph").rename
+    assert rename("conv1_weights") == "stem.conv1.weight"
+    assert rename("bn_conv1_offset") == "stem.norm1.bias"
+    assert rename("bn4b22_branch2c_variance") == "layer3.22.norm3.running_var"
+    assert rename("fc_0.w_0") == "fc_0.w_0"
+    assert scheme_of("PaddleClas").rename("conv._batch_norm._mean") == "stem.norm1.running_mean"
+
+
+def test_folded_norm_layers_of_paddle(check, shake, image):
+    # PaddleDetection's affine_channel: a scale and an offset, without statistics.
+    source = shake(ResNetV1d(depth=50, base_channels=8))
+    for module in source.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.zero_()
+            module.running_var.fill_(1 - module.eps)
+    state = renamed(source, paddle_parameters(50))
+    state = {name: value for name, value in state.items() if not name.endswith(("_mean", "_variance"))}
+    report = check(ResNetV1d(depth=50, base_channels=8), state, features(source, image))
+    assert "folded" in report.changes[0]
 
 
 def test_paddle_vision(check, shake, image, torchvision_levels):

@@ -26,7 +26,7 @@ from resnet_backbone.weights import (
     DownloadError,
     MismatchError,
     UnsafeCheckpointError,
-    hub,
+    download,
     sources,
 )
 from resnet_backbone.weights.download import cached_path
@@ -388,11 +388,37 @@ def test_hf_with_several_files(repository):
         resolve("hf://org/repo/c.pth")
 
 
+PROCESSOR = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.25, 0.2, 0.1], "do_normalize": True}
+
+
+@pytest.mark.parametrize(
+    ("changes", "mean", "std"),
+    [
+        ({}, (127.5, 102.0, 76.5), (63.75, 51.0, 25.5)),
+        ({"rescale_factor": 1 / 127.5}, (63.75, 51.0, 38.25), (31.875, 25.5, 12.75)),
+        ({"do_rescale": False}, (0.5, 0.4, 0.3), (0.25, 0.2, 0.1)),
+        # RT-DETR's: images are rescaled alone.
+        ({"do_normalize": False}, (0, 0, 0), (255, 255, 255)),
+        ({"image_mean": [float("nan")] * 3}, None, None),
+        ({"image_mean": "0.5"}, None, None),
+        ({"rescale_factor": 0}, None, None),
+    ],
+)
+def test_transformers_image_processor(changes, mean, std, repository, tmp_path, state):
+    repository("model.safetensors")
+    repository("preprocessor_config.json", {**PROCESSOR, **changes})
+    save_file(state, tmp_path / "model.safetensors")
+    expected = None if mean is None else (mean, std, True)
+    for source in ("hf://org/repo", tmp_path, tmp_path / "model.safetensors"):
+        assert resolve(source).preprocessing == expected
+    assert resolve(tmp_path / "other.pth").preprocessing is None
+
+
 def test_hub_is_an_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
     with pytest.raises(CheckpointError, match=r"pip install 'resnet_backbone\[hub\]'"):
         resolve("hf://org/repo")
-    assert hub.timm_repository("resnet50.a1_in1k") == "timm/resnet50.a1_in1k"
+    assert download.timm_repository("resnet50.a1_in1k") == "timm/resnet50.a1_in1k"
 
 
 # mmengine's loaders
@@ -461,6 +487,14 @@ def test_hash_that_a_users_loader_cannot_check(state, monkeypatch):
 def test_detectron2(name, rgb, asked):
     assert resolve(f"detectron2://ImageNetPretrained/{name}").preprocessing.bgr_to_rgb is rgb
     assert asked == [f"https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/{name}"]
+
+
+def test_detectron2s_catalog(asked):
+    # Caffe2's weights, which are not those of the same name under detectron2://.
+    assert resolve("catalog://ImageNetPretrained/MSRA/R-50").preprocessing.bgr_to_rgb is False
+    assert asked == ["https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained/MSRA/R-50.pkl"]
+    with pytest.raises(ArgumentError, match=r"MSRA/R-51.*Did you mean 'ImageNetPretrained/MSRA/R-50'"):
+        resolve("catalog://ImageNetPretrained/MSRA/R-51")
 
 
 @pytest.mark.parametrize("source", ["~nosuchuser/model.pth", "no\0thing.pth", b"no\xffthing.pth", "\x1b[2J.pth"])
