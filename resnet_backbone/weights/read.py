@@ -204,12 +204,19 @@ def _placer(map_location: Any) -> _Place:
             moved = map_location(storage, location) if callable(map_location) else None
             return cast("torch.UntypedStorage", restore(storage, location) if moved is None else moved)
         except Exception as error:
-            reason = printable(str(error), 500)
-            raise ArgumentError(f"map_location={map_location!r} cannot be used here: {reason}") from error
+            raise _unusable(map_location, error) from error
 
     if isinstance(map_location, (str, torch.device)):
-        place(torch.empty(0).untyped_storage(), "cpu")
+        try:
+            torch.empty(0, device=map_location)
+        except Exception as error:
+            raise _unusable(map_location, error) from error
     return place
+
+
+def _unusable(map_location: Any, error: Exception) -> ArgumentError:
+    shown = str(map_location) if isinstance(map_location, torch.device) else map_location
+    return ArgumentError(f"map_location={shown!r} cannot be used here: {printable(str(error), 500)}")
 
 
 class _Reader:
