@@ -6,6 +6,7 @@ import io
 import json
 import os
 import stat
+import struct
 import sys
 import zipfile
 from collections.abc import Callable, Mapping
@@ -369,15 +370,14 @@ def _entries(file: IO[bytes]) -> dict[str, tuple[int, int]]:
     last = 0
     for info in infos:
         file.seek(info.header_offset)
-        header = file.read(30)
-        start = (
-            info.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-        )
-        name = file.read(int.from_bytes(header[26:28], "little"))
+        magic, _, flags, method, _, _, _, name_length, extra_length = struct.unpack("<4sHHHIIQHH", file.read(30))
+        name = file.read(name_length)
+        start = info.header_offset + 30 + name_length + extra_length
         encoded = info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437")
-        if header[:4] != b"PK\x03\x04" or name != encoded or info.header_offset < last:
+        described = b"PK\x03\x04", info.flag_bits, info.compress_type, encoded
+        if (magic, flags, method, name) != described or info.header_offset < last:
             raise CheckpointError("is a zip archive that contradicts itself")
-        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.file_size != info.compress_size:
+        if method != zipfile.ZIP_STORED or flags & 1 or info.file_size != info.compress_size:
             raise CheckpointError("is a zip archive of compressed or encrypted files, which torch.save does not write")
         last = start + info.file_size
         if last > end or info.filename in entries:

@@ -264,6 +264,15 @@ def test_zip_archives_that_contradict_themselves(tmp_path):
     with pytest.raises(CheckpointError, match="contradicts itself"):
         read_file(path)
 
+    # Before the first file stands that it is encrypted, then that it is compressed; the list of contents says neither.
+    for at in (6, 8):
+        write_zip(path, program)
+        data = bytearray(path.read_bytes())
+        data[at] |= 1
+        path.write_bytes(data)
+        with pytest.raises(CheckpointError, match="contradicts itself"):
+            read_file(path)
+
     write_zip(path, program, compression=zipfile.ZIP_DEFLATED)
     with pytest.raises(CheckpointError, match="compressed"):
         read_file(path)
