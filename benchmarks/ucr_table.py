@@ -1,13 +1,15 @@
 """The tables of what benchmarks/ucr.py measured, beside published figures.
 
-python -m benchmarks.ucr_table ucr.json [--picture ucr.png]
+python -m benchmarks.ucr_table ucr.json --page docs/signals.md --picture docs/ucr.png
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 from collections import Counter, defaultdict
+from pathlib import Path
 
 from benchmarks.ucr import BASELINES, DATA_SETS, NETWORKS, THREE_SCALES, Run, read_results
 
@@ -124,17 +126,28 @@ def _difference(values: list[float]) -> str:
     return f"{statistics.mean(values):+.1f} ({len(values)})" if values else ""
 
 
+def fill(page: str, runs: list[Run]) -> str:
+    """Put the tables into a page in Markdown, below the comments that name them, and return it."""
+    for name, of in (("accuracies", table(runs)), ("comparison", comparison(runs))):
+        page, count = re.subn(rf"(<!-- {name} -->\n\n)(\|.*\n)*", lambda found: f"{found[1]}{of}\n", page)  # noqa: B023
+        if count != 1:
+            raise ValueError(f"page must have one comment <!-- {name} -->, got {count}")
+    return page
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Print the tables, or draw the first."""
+    """Print the tables, put them into a page, draw the first."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", help="what benchmarks/ucr.py wrote")
-    parser.add_argument("--picture", metavar="FILE", help="draw the accuracies instead of printing them")
+    parser.add_argument("--page", metavar="FILE", help="Markdown page to put the tables into")
+    parser.add_argument("--picture", metavar="FILE", help="picture of the accuracies to write")
     arguments = parser.parse_args(argv)
     runs = read_results(arguments.results)
+    print(f"{table(runs)}\n\n{comparison(runs)}")
+    if arguments.page:
+        Path(arguments.page).write_text(fill(Path(arguments.page).read_text(), runs))
     if arguments.picture:
         draw(runs, arguments.picture)
-    else:
-        print(f"{table(runs)}\n\n{comparison(runs)}")
 
 
 if __name__ == "__main__":

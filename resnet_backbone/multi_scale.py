@@ -127,8 +127,8 @@ class MultiScaleResNet1d(ResNet):
     https://arxiv.org/abs/1611.06455) and InceptionTime (Ismail Fawaz et al., 2020, https://arxiv.org/abs/1909.04939)
     have no stem and no stride. The public reference has the stem of photographs, of stride 4, and strides of 2 in its
     three stages: 32 samples become one position. The default here keeps every sample in the stem and the first stage
-    and halves the resolution in each further one; ``strides=(1, 1, 1)`` suits signals of a few hundred samples, higher
-    ones or ``stem_stride=4`` save time where they have thousands.
+    and halves the resolution in each further one. ``strides=(1, 1, 1)`` keeps it throughout, for three times the
+    multiplications; ``stem_stride=4`` and higher strides save time where signals have thousands of samples.
 
     Args:
         depth: Number of blocks of each stage, such as ``(1, 1, 1)``; or 18, 34, 50, 101 or 152, for the blocks of the
@@ -264,7 +264,7 @@ class MultiScaleResNet1d(ResNet):
             lengths: Number of samples of each signal, ``(N,)``, where they differ: what lies behind them in ``x`` is
                 padding. Each signal's features and logits, in eval mode, are then those of the signal alone, to
                 rounding, and the padding's features are zero; in train mode batch statistics leave the padding out.
-                For batch norms, and without plugins.
+                For batch norms, and without plugins. On the CPU they are checked without waiting for a GPU.
 
         Returns:
             For each of ``out_indices``, in ascending order, features of shape ``(N, C, L / stride)``, lengths rounded

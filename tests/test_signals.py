@@ -1,6 +1,7 @@
 """Real signals, end to end: the example's data sets, model and metric, and mmengine's Runner on the config."""
 
 import builtins
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from benchmarks import ucr, ucr_table
 from resnet_backbone import MultiScaleResNet1d
 from resnet_backbone.integrations.mmdet.configs import config_path
 
+ROOT = Path(__file__).parents[1]
 CONFIG = config_path("signals/multi-scale-resnet1d_gunpoint.py")
 Config.fromfile(CONFIG)  # makes what lies beside the config importable
 from ucr_signals import Accuracy, SignalClassifier, UCRSignals, load_signals  # noqa: E402
@@ -153,3 +155,9 @@ def test_benchmark_normalises_without_the_padding():
     for signal, length in zip(ucr.normalised({"train": one, "test": one})["train"].signals, lengths):
         deviation, mean = torch.std_mean(signal[:, :length], dim=1, correction=0)
         torch.testing.assert_close(torch.cat([mean, deviation]), torch.tensor([0.0, 1.0]), rtol=0, atol=1e-5)
+
+
+def test_page_has_the_tables_of_the_results():
+    page = (ROOT / "docs/signals.md").read_text()
+    assert ucr_table.fill(page, ucr.read_results(str(ROOT / "benchmarks/results/ucr.json"))) == page
+    assert page.count("| ArrowHead | ") >= 2
