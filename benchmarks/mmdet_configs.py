@@ -9,6 +9,7 @@ import argparse
 import collections
 import copy
 import json
+import os
 import sys
 import time
 import traceback
@@ -79,7 +80,7 @@ def is_download(key: str, value: Any) -> bool:
     """Whether a config's entry names a checkpoint."""
     if key == "init_cfg":
         return isinstance(value, dict) and value.get("type") == "Pretrained"
-    return key in ("pretrained", "teacher_ckpt") and isinstance(value, str)
+    return key in ("pretrained", "teacher_ckpt") and bool(value)
 
 
 def build(model: Any, device: str) -> nn.Module:
@@ -193,14 +194,18 @@ def main() -> None:
 
     register_all_modules()
     watch_operators()
-    models = read_models(Path(mmdet.__file__).parent / ".mim" / "configs", arguments.only)
+    folder = Path(mmdet.__file__).parent / ".mim"
+    # Some configs name another, as seen from a checkout of mmdet; some synchronise batch norms.
+    os.chdir(folder)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    models = read_models(folder / "configs", arguments.only)
     print(f"{len(models)} configs with a model", flush=True)
     if not arguments.skip_build:
         reasons = build_all(models)
         print(f"{len(models) - len(reasons)} of {len(models)} build")
         for reason, count in collections.Counter(reasons.values()).most_common():
-            example = next(name for name, why in reasons.items() if why == reason)
-            print(f"  {count} do not, such as {example}: {reason}")
+            folders = sorted({name.partition("/")[0] for name, why in reasons.items() if why == reason})
+            print(f"  {count} do not, in {', '.join(folders)}: {reason}")
     if not arguments.skip_run:
         ran, failed = run_each_class(models, arguments.folders)
         print(f"{len(ran)} of {len(ran) + len(failed)} run loss, backward and predict")

@@ -16,6 +16,9 @@ from .precision import at_least_single
 
 __all__ = ["bbox_overlaps", "nms", "nms_match", "softnms"]
 
+# About this many overlaps are computed at a time, to bound the memory.
+OVERLAPS_PER_PART = 2**19
+
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
     """Keep the boxes that no box with a higher score overlaps.
@@ -35,7 +38,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     boxes, scores = at_least_single(boxes[order], scores[order])
     if offset:
         # torchvision has no such offset, and adding it to x2 beforehand rounds differently.
-        kept = [position for position, _ in _suppress(boxes.cpu(), iou_threshold, offset, inclusive=False)]
+        kept = [position for position, _ in _suppress(boxes, iou_threshold, offset, inclusive=False)]
         return order[torch.tensor(kept, device=order.device)]
     # torchvision sorts again, but stably. It compares in double precision; mmcv does not.
     return order[torch.ops.torchvision.nms(boxes, scores, float(np.float32(iou_threshold)))]
@@ -59,25 +62,40 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
 
 def _suppress(boxes: Tensor, iou_threshold: float, offset: int, inclusive: bool) -> Iterator[tuple[int, list[int]]]:
     """Walk boxes that are sorted by score; yield the position of each kept one, and of those it suppresses."""
-    remaining = torch.arange(len(boxes))
+    boxes = boxes.cpu()
     threshold = float(np.float32(iou_threshold))
-    while len(remaining):
-        kept, others = remaining[0], remaining[1:]
-        overlaps = _overlaps(boxes[kept], boxes[others], offset)
-        gone = overlaps >= threshold if inclusive else overlaps > threshold
-        yield int(kept), others[gone].tolist()
-        remaining = others[~gone]
+    alive = np.ones(len(boxes), dtype=np.bool_)
+    # Overlaps of many boxes with all that come later are computed at a time: NumPy then only has to mark.
+    part = max(1, OVERLAPS_PER_PART // max(1, len(boxes)))
+    start = 0
+    while len(positions := start + np.flatnonzero(alive[start:])[:part]):
+        start = int(positions[0])
+        overlaps = _overlaps(boxes[torch.from_numpy(positions), None], boxes[start:], offset)
+        suppressed = (overlaps >= threshold if inclusive else overlaps > threshold).numpy()
+        for position, gone in zip(positions.tolist(), suppressed):
+            if not alive[position]:
+                continue
+            gone &= alive[start:]
+            gone[: position - start + 1] = False
+            alive[start:][gone] = False
+            yield position, (start + np.flatnonzero(gone)).tolist()
+        start = int(positions[-1]) + 1
 
 
-def _overlaps(box: Tensor, boxes: Tensor, offset: int) -> Tensor:
-    """Intersection over union of one box with each of several."""
-    size = (torch.min(box[2:], boxes[:, 2:]) - torch.max(box[:2], boxes[:, :2]) + offset).clamp(min=0)
-    intersection = size[:, 0] * size[:, 1]
-    return intersection / (_areas(box[None], offset) + _areas(boxes, offset) - intersection)
+def _overlaps(first: Tensor, second: Tensor, offset: int) -> Tensor:
+    """Intersection over union of boxes, broadcast."""
+    intersection = _intersections(first, second, offset)
+    return intersection / (_areas(first, offset) + _areas(second, offset) - intersection)
+
+
+def _intersections(first: Tensor, second: Tensor, offset: int) -> Tensor:
+    size = torch.min(first[..., 2:], second[..., 2:]) - torch.max(first[..., :2], second[..., :2]) + offset
+    size = size.clamp(min=0)
+    return size[..., 0] * size[..., 1]
 
 
 def _areas(boxes: Tensor, offset: int) -> Tensor:
-    return (boxes[:, 2] - boxes[:, 0] + offset) * (boxes[:, 3] - boxes[:, 1] + offset)
+    return (boxes[..., 2] - boxes[..., 0] + offset) * (boxes[..., 3] - boxes[..., 1] + offset)
 
 
 def softnms(
@@ -112,20 +130,23 @@ def softnms(
     areas = (x2 - x1 + offset) * (y2 - y1 + offset)
     rows = np.stack((x1, y1, x2, y2, scores.numpy().astype(np.float32), areas))
     indices = np.arange(len(boxes))
-    step = 0
-    while step < rows.shape[1]:
-        # NaN, the score of boxes of no area once it was lowered, is chosen only where it stands first.
-        best = step if np.isnan(rows[4, step]) else step + int(np.nanargmax(rows[4, step:]))
-        rows[:, [step, best]] = rows[:, [best, step]]
-        indices[[step, best]] = indices[[best, step]]
-        others = rows[:, step + 1 :]
-        others[4] *= _weights(rows[:, step], others, iou_threshold, sigma, method, offset)
-        alive = _compact(~(others[4] < np.float32(min_score)))
-        rows = np.concatenate((rows[:, : step + 1], others[:, alive]), axis=1)
-        indices = np.concatenate((indices[: step + 1], indices[step + 1 :][alive]))
-        step += 1
-    dets[: rows.shape[1]] = torch.from_numpy(rows[:5].T)
-    return torch.from_numpy(indices)
+    count, step = len(boxes), 0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        while step < count:
+            best = step + _first_maximum(rows[4, step:count])
+            rows[:, [step, best]] = rows[:, [best, step]]
+            indices[[step, best]] = indices[[best, step]]
+            others = rows[:, step + 1 : count]
+            others[4] *= _weights(rows[:, step], others, iou_threshold, sigma, method, offset)
+            step += 1
+            dropped = others[4] < np.float32(min_score)
+            if dropped.any():
+                alive = _compact(~dropped)
+                others[:, : len(alive)] = others[:, alive]
+                indices[step : step + len(alive)] = indices[step + alive]
+                count = step + len(alive)
+    dets[:count] = torch.from_numpy(rows[:5, :count].T)
+    return torch.from_numpy(indices[:count])
 
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
@@ -137,8 +158,7 @@ def _weights(box: Array, others: Array, iou_threshold: float, sigma: float, meth
     width = np.maximum(np.float32(0), np.minimum(box[2], others[2]) - np.maximum(box[0], others[0]) + offset)
     height = np.maximum(np.float32(0), np.minimum(box[3], others[3]) - np.maximum(box[1], others[1]) + offset)
     intersection = width * height
-    with np.errstate(divide="ignore", invalid="ignore"):
-        overlap = intersection / (box[5] + others[5] - intersection)
+    overlap = intersection / (box[5] + others[5] - intersection)
     if method == 2:
         # Nearest to the C library's, which rounds all but a few in a thousand correctly.
         decay: Array = np.exp((-(overlap * overlap) / np.float32(sigma)).astype(np.float64)).astype(np.float32)
@@ -146,6 +166,14 @@ def _weights(box: Array, others: Array, iou_threshold: float, sigma: float, meth
     lowered = np.float32(0) if method == 0 else np.float32(1) - overlap
     factor: Array = np.where(overlap >= np.float32(iou_threshold), lowered, np.float32(1))
     return factor
+
+
+def _first_maximum(scores: Array) -> int:
+    """Index of the highest score. NaN, the score of boxes of no area once it was lowered, counts only in front."""
+    best = int(scores.argmax())
+    if np.isnan(scores[best]):
+        best = 0 if np.isnan(scores[0]) else int(np.nanargmax(scores))
+    return best
 
 
 def _compact(alive: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Indices:
@@ -168,10 +196,7 @@ def bbox_overlaps(bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, ali
         offset: A box is ``x2 - x1 + offset`` wide.
     """
     first = bboxes1 if aligned else bboxes1[:, None]
-    size = torch.min(first[..., 2:], bboxes2[:, 2:]) - torch.max(first[..., :2], bboxes2[:, :2]) + offset
-    size = size.clamp(min=0)
-    intersection = size[..., 0] * size[..., 1]
-    area = _areas(bboxes1, offset)
-    if not aligned:
-        area = area[:, None]
-    ious.copy_(intersection / (area if mode == 1 else area + _areas(bboxes2, offset) - intersection))
+    if mode == 1:
+        ious.copy_(_intersections(first, bboxes2, offset) / _areas(first, offset))
+    else:
+        ious.copy_(_overlaps(first, bboxes2, offset))
