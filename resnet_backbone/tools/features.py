@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import ArgumentError, DownloadError
 from ..weights import Preprocessing, load_pretrained
 from ..weights.preprocessing import IMAGENET_RGB
+from ..weights.read import open_regular_file
 from .info import aligned
 from .weights import backbone_for
 
@@ -142,14 +143,12 @@ def load_photograph(image: str | None) -> Tensor:
 
     path = Path(image) if image is not None else Path(get_sample_data("grace_hopper.jpg", asfileobj=False))
     try:
-        if path.exists() and not path.is_file():  # a pipe would block
-            raise OSError("it is not a regular file")
-        with Image.open(path) as opened:
+        with open_regular_file(path) as file, Image.open(file) as opened:
             # Cameras store portraits lying down, with a note on how to turn them.
             photo = _to_rgb(ImageOps.exif_transpose(opened))
     except UnidentifiedImageError:
         raise ArgumentError(f"image must be a photograph (JPEG, PNG, ...), and {str(path)!r} is not one") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (CheckpointError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ArgumentError(f"image {str(path)!r} cannot be read: {reason}") from error
     photo.thumbnail((LONGEST_SIDE, LONGEST_SIDE))

@@ -233,10 +233,11 @@ class _Reader:
         file.seek(0)
 
     def read(self) -> Any:
+        # What the system makes up while it is read, as under /proc, has no size either.
+        if not self.size:
+            raise CheckpointError("is empty (0 bytes): fetch it again")
         head = self.file.read(1024)
         self.file.seek(0)
-        if not head:
-            raise CheckpointError("is empty (0 bytes): fetch it again")
         if _is_safetensors(head) or self.path.suffix == ".safetensors":
             return self._safetensors()
         if looks_like_html(head):

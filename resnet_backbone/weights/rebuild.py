@@ -295,6 +295,8 @@ def _tensor(builder: Builder, _: Any, storage: Any, offset: Any, size: Any, stri
     if len(rest) > 2 and isinstance(rest[-1], dict) and rest[-1]:
         raise CheckpointError("holds a conjugate or negative view of a tensor: save resolve_conj().resolve_neg() of it")
     dtype = rest[2] if len(rest) > 2 and isinstance(rest[2], torch.dtype) else storage.dtype
+    if str(dtype).startswith("torch.q"):
+        raise CheckpointError(f"holds a tensor of {dtype} without what its numbers mean")
     size, stride = _sizes(size), _sizes(stride)
     (offset,) = _sizes((offset,)) if all(size) else (0,)
     nbytes = math.prod(size) * dtype.itemsize

@@ -24,6 +24,8 @@ from ..errors import CheckpointError, UnsafeCheckpointError
 __all__ = ["Budget", "Call", "Name", "Persistent", "parse_pickle"]
 
 _ALLOWANCE = 150_000_000
+# Longer than any array of protocol 0. Without an end, a line could be the whole of a large file.
+_MAX_LINE = 100_000_000
 
 
 class Budget:
@@ -123,7 +125,7 @@ class _Machine:
         return self.take(self.number(width))
 
     def line(self) -> bytes:
-        line = self.file.readline()
+        line = self.file.readline(_MAX_LINE)
         if not line.endswith(b"\n"):
             raise CheckpointError("ends too early")
         return line[:-1]

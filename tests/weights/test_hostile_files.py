@@ -9,6 +9,7 @@ import sys
 import tracemalloc
 import zipfile
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,6 +155,29 @@ def test_towers_in_the_list_of_storages_are_refused(tmp_path):
     path.write_bytes(path.read_bytes().replace(pickle.dumps(["0"], 2), b"\x80\x02]" + TOWER + b"a."))
     with pytest.raises(CheckpointError, match=r"legacy\.pth"):
         read_file(path)
+
+
+def test_a_line_has_an_end(tmp_path, monkeypatch):
+    path = tmp_path / "line.pkl"
+    path.write_bytes(b"S'" + b"x" * 100 + b"'\n.")
+    assert read_file(path) == "x" * 100
+    monkeypatch.setattr(safe_pickle, "_MAX_LINE", 50)
+    with pytest.raises(CheckpointError, match="ends too early"):
+        read_file(path)
+
+
+def test_a_quantized_dtype_is_no_dtype_of_a_storage(tmp_path):
+    untyped = storage(count=16, kind="UntypedStorage")
+    for dtype in ("qint8", "quint4x2"):
+        program = tensor(0, [4], [1], untyped).replace(b"_v2", b"_v3")[:-2] + name("torch", dtype) + b"tR"
+        with pytest.raises(CheckpointError, match=dtype):
+            read_file(write_zip(tmp_path / "file.pth", program))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/environ"), reason="this system has no /proc")
+def test_files_that_the_system_makes_up_are_empty():
+    with pytest.raises(CheckpointError, match="empty"):
+        read_file(Path("/proc/self/environ"))
 
 
 def test_an_index_of_the_memo_is_not_a_size(tmp_path):
