@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArgumentError, DownloadError
+from ..errors import ArgumentError, CheckpointError, DownloadError
 from ..weights import Preprocessing, load_pretrained
 from ..weights.preprocessing import IMAGENET_RGB
 from ..weights.read import open_regular_file
