@@ -122,7 +122,7 @@ def test_images_are_normalised_in_the_weights_order(preprocessing, order):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["missing.jpg"], "image 'missing.jpg' cannot be read: No such file or directory"),
+        (["missing.jpg"], "image 'missing.jpg' cannot be read: missing.jpg does not exist"),
         (["{config}"], "is not one"),
         (["{photo}", "--depth", "51"], "invalid depth 51"),
         (["{photo}", "--config", "missing.py"], "config 'missing.py' is no file"),
