@@ -55,7 +55,7 @@ class Block1d(ResidualBlock):
         shortcut = x if self.downsample is None else x.apply(*cast(nn.Sequential, self.downsample))
         # Cropped where the reference's padding has shortened the residual branch.
         features = out.features + shortcut.features[..., : out.features.shape[-1]]
-        return out._replace(features=features).without_padding().apply(self.relu)
+        return Padded(features, out.lengths).without_padding().apply(self.relu)
 
 
 class BasicBlock1d(Block1d, BasicBlock):
@@ -107,7 +107,7 @@ class MultiScaleStage(nn.Module):
         Args:
             x: Each branch's features of shape ``(N, C, L)``; or one tensor, such as the stem's, for all.
         """
-        inputs = x if type(x) is tuple else (x,) * len(self.branches)
+        inputs = x if isinstance(x, tuple) and not isinstance(x, Padded) else (x,) * len(self.branches)
         return tuple(branch(features) for branch, features in zip(self.branches, inputs))
 
     def fuse(self, branches: Sequence[Tensor]) -> Tensor:

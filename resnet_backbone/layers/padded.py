@@ -36,7 +36,7 @@ class Padded(NamedTuple):
 
     def without_padding(self) -> Padded:
         """Set what lies behind the signals' ends to zero, NaNs included."""
-        return self._replace(features=self.features.masked_fill(~self.mask(), 0))
+        return Padded(self.features.masked_fill(~self.mask(), 0), self.lengths)
 
     def mean(self) -> Tensor:
         """Average over each signal: ``(N, C)``."""
@@ -50,9 +50,9 @@ def geometry(layer: Any) -> tuple[int, ...]:
 
 def _apply(x: Padded, layer: nn.Module) -> Padded:
     if isinstance(layer, nn.ReLU):  # which keeps the zeros
-        return x._replace(features=layer(x.features))
+        return Padded(layer(x.features), x.lengths)
     if isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None):
-        return x._replace(features=_batch_norm(x, layer))
+        return Padded(_batch_norm(x, layer), x.lengths)
     features, lengths = layer(x.features), x.lengths
     if isinstance(layer, nn.AvgPool1d):
         # Positions behind the end do not count: neither in the sum, as zeros, nor in what it is divided by.
@@ -75,8 +75,8 @@ def _batch_norm(x: Padded, norm: _BatchNorm) -> Tensor:
         mask = x.mask().transpose(1, 2)
         normed: Tensor = norm(x.features.transpose(1, 2)[mask[..., 0]])
         return normed.new_zeros(*mask.shape[:2], norm.num_features).masked_scatter(mask, normed).transpose(1, 2)
-    features, padding = x.features.to(torch.promote_types(x.features.dtype, torch.float32)), ~x.mask()
-    count = x.lengths.sum()
+    features = x.features if x.features.dtype == torch.float64 else x.features.float()
+    padding, count = ~x.mask(), x.lengths.sum()
     mean = features.sum((0, 2)) / count
     centred = (features - mean[:, None]).masked_fill(padding, 0)
     variance = centred.square().sum((0, 2)) / count
