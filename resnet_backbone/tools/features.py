@@ -19,7 +19,6 @@ from .weights import backbone_for
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from PIL.Image import Image
 
 __all__ = ["Level", "draw_feature_pyramid", "extract", "load_photograph", "run_demo", "run_features"]
 
@@ -41,19 +40,7 @@ class Level(NamedTuple):
 
 
 def run_demo(image: str | None, out: str) -> int:
-    """Run a photograph through a pretrained ResNet-18; without a network, through one with random weights.
-
-    Args:
-        image: The photograph; ``None`` means the portrait of Grace Hopper that matplotlib ships.
-        out: The picture to write.
-
-    Returns:
-        The exit status, 0.
-
-    Raises:
-        ArgumentError: As ``run_features``.
-        ImportError: As ``run_features``.
-    """
+    """Draw the features of a pretrained ResNet-18 or, without a network, of one with random weights."""
     try:
         return run_features(image, None, 18, DEMO_WEIGHTS, out)
     except DownloadError as error:
@@ -62,22 +49,9 @@ def run_demo(image: str | None, out: str) -> int:
 
 
 def run_features(image: str | None, config: str | None, depth: int | None, weights: str | None, out: str) -> int:
-    """Run a photograph through a backbone, print a table of its features and draw them.
+    """Draw a photograph's features, print a table of them, and return the exit status.
 
-    Args:
-        image: The photograph.
-        config: A config file with the backbone.
-        depth: The depth of the ResNet. Without either, the network that ``weights`` hold, or ResNet-50.
-        weights: What ``load_pretrained`` loads; ``None`` means random weights.
-        out: The picture to write (PNG, or any other type that matplotlib writes).
-
-    Returns:
-        The exit status, 0.
-
-    Raises:
-        ArgumentError: The image cannot be read, the backbone is not for images, or ``out`` is not of a type that
-            matplotlib writes, or its folder does not exist.
-        ImportError: A library that only pictures need is missing.
+    The arguments are those of the command. The photograph is, by default, the portrait of Grace Hopper in matplotlib.
     """
     _check_output(out)
     photo = load_photograph(image)
@@ -99,9 +73,9 @@ def run_features(image: str | None, config: str | None, depth: int | None, weigh
     levels = [Level(i.module, i.reduction, level[0].numpy()) for i, level in zip(backbone.feature_info, features)]
     rows = [(v.name, str((1, *v.features.shape)), str(v.stride), f"{v.features.mean():.4f}") for v in levels]
     print(*aligned([("level", "shape (N, C, H, W)", "stride", "mean"), *rows]), sep="\n")
-    size = f"{photo.shape[1]} \N{MULTIPLICATION SIGN} {photo.shape[0]} pixels"
     title = f"Feature pyramid of {type(backbone).__name__}-{backbone.depth}"
-    draw_feature_pyramid(photo.numpy(), levels, title, f"{size}, {about}").savefig(out)
+    subtitle = f"{photo.shape[1]} \N{MULTIPLICATION SIGN} {photo.shape[0]} pixels, {about}"
+    draw_feature_pyramid(photo.numpy(), levels, title, subtitle).savefig(out)
     print(f"Picture: {out}")
     return 0
 
@@ -113,9 +87,9 @@ def _check_output(out: str) -> None:
         raise ImportError(f"pictures need {', '.join(missing)}: pip install {' '.join(missing)}")
     from matplotlib.backend_bases import FigureCanvasBase
 
-    types = sorted(FigureCanvasBase.get_supported_filetypes())
-    if Path(out).suffix.lower().lstrip(".") not in types:
-        raise ArgumentError(f"out must end in one of {', '.join(f'.{ending}' for ending in types)}, got {out!r}")
+    types = [f".{ending}" for ending in sorted(FigureCanvasBase.get_supported_filetypes())]
+    if Path(out).suffix.lower() not in types:
+        raise ArgumentError(f"out must end in one of {', '.join(types)}, got {out!r}")
     if not Path(out).parent.is_dir():
         raise ArgumentError(f"out must be in a folder that exists, got {out!r}")
 
@@ -126,10 +100,8 @@ def _check_backbone(backbone: nn.Module) -> None:
         raise ArgumentError(f"the backbone must be a ResNet of this package, got {name}")
     dims, channels = getattr(backbone, "spatial_dims", 2), getattr(backbone, "in_channels", None)
     if dims != 2 or channels not in (3, None):
-        raise ArgumentError(
-            f"the backbone must take photographs, (N, 3, H, W): got {name} with {dims} dimensions and "
-            f"in_channels={channels}"
-        )
+        got = f"{name} with {dims} dimensions and in_channels={channels}"
+        raise ArgumentError(f"the backbone must take photographs, (N, 3, H, W): got {got}")
 
 
 def load_photograph(image: str | None) -> Tensor:
@@ -145,7 +117,10 @@ def load_photograph(image: str | None) -> Tensor:
     try:
         with open_regular_file(path) as file, Image.open(file) as opened:
             # Cameras store portraits lying down, with a note on how to turn them.
-            photo = _to_rgb(ImageOps.exif_transpose(opened))
+            photo = ImageOps.exif_transpose(opened)
+            if photo.mode.startswith("I"):  # 16 bits, which convert() would clip at 255
+                photo = Image.fromarray((np.asarray(photo) >> 8).clip(0, 255).astype(np.uint8))
+            photo = photo.convert("RGB")
     except UnidentifiedImageError:
         raise ArgumentError(f"image must be a photograph (JPEG, PNG, ...), and {str(path)!r} is not one") from None
     except (CheckpointError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -155,51 +130,25 @@ def load_photograph(image: str | None) -> Tensor:
     return torch.from_numpy(np.array(photo))
 
 
-def _to_rgb(image: Image) -> Image:
-    """Convert to 8-bit RGB; Pillow itself clips 16-bit values at 255, which leaves them white."""
-    from PIL.Image import fromarray
-
-    if image.mode.startswith("I"):
-        image = fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    return image.convert("RGB")
-
-
 @torch.inference_mode()
 def extract(backbone: nn.Module, photo: Tensor, preprocessing: Preprocessing) -> tuple[Tensor, ...]:
-    """Compute the features of a photograph.
-
-    Args:
-        backbone: The backbone.
-        photo: ``uint8`` RGB of shape ``(H, W, 3)``.
-        preprocessing: How the weights expect images to be normalised.
-
-    Returns:
-        A tensor of shape ``(1, C, H / stride, W / stride)`` per level.
-    """
+    """Compute the features of a photograph, ``uint8`` RGB of shape ``(H, W, 3)``, as the weights expect it."""
     pixels = (photo if preprocessing.bgr_to_rgb else photo.flip(-1)).float()
     x = (pixels - torch.tensor(preprocessing.mean)) / torch.tensor(preprocessing.std)
     return cast(tuple[Tensor, ...], backbone(x.permute(2, 0, 1)[None]))
 
 
 def draw_feature_pyramid(photo: Any, levels: list[Level], title: str, subtitle: str, num_channels: int = 10) -> Figure:
-    """Draw a photograph and, per level of its feature pyramid, the energy and the strongest channels.
-
-    Args:
-        photo: ``uint8`` RGB of shape ``(H, W, 3)``.
-        levels: The levels, the finest first.
-        title: The headline.
-        subtitle: The line under it.
-        num_channels: How many channels to show per level, at most; they are drawn in two lines.
-    """
+    """Draw a photograph, ``uint8`` RGB, and for each level the energy and the channels with the highest energy."""
     from matplotlib.figure import Figure
 
     columns = -(-min(num_channels, *(len(level.features) for level in levels)) // 2)
     aspect = float(np.clip(photo.shape[1] / photo.shape[0], 1 / 3, 3))
-    # Each level takes two lines of the grid: its energy is as high as both, each channel as high as one.
+    # Two rows of channels for each level; its energy is as high as both.
     grid: list[Any] = [
-        ["photo", f"energy {i}", *(f"{i} {line * columns + column}" for column in range(columns))]
+        ["photo", f"energy {i}", *(f"{i} {row * columns + column}" for column in range(columns))]
         for i in range(len(levels))
-        for line in range(2)
+        for row in range(2)
     ]
     width, height = 1.3 * aspect * (2 + columns) + 4.2 * min(aspect, 1) + 2.4, 2.8 * len(levels) + 1.4
     figure = Figure(figsize=(max(width, 9.0), max(height, 4.5)), layout="constrained", dpi=100)
@@ -210,13 +159,14 @@ def draw_feature_pyramid(photo: Any, levels: list[Level], title: str, subtitle: 
     axes["photo"].set_anchor("N")
     for i, level in enumerate(levels):
         strength = np.square(level.features.astype(np.float64))
-        shape = "\n".join((f"stride {level.stride}", "{1} \N{MULTIPLICATION SIGN} {0}".format(*strength.shape[1:])))
+        channels, rows, cols = strength.shape
         energy = axes[f"energy {i}"]
         energy.imshow(photo.mean(axis=2), cmap="gray")
-        extent = (0, strength.shape[2] * level.stride, strength.shape[1] * level.stride, 0)
+        extent = (0, cols * level.stride, rows * level.stride, 0)
         energy.imshow(_scaled(np.sqrt(strength.mean(axis=0))), extent=extent, cmap="inferno", alpha=0.7)
         energy.set(xlim=(0, photo.shape[1]), ylim=(photo.shape[0], 0))
-        energy.set_ylabel(f"{level.name}\n{shape}\n{len(strength)} channels", rotation=0, ha="right", va="center")
+        label = f"{level.name}\nstride {level.stride}\n{cols} \N{MULTIPLICATION SIGN} {rows}\n{channels} channels"
+        energy.set_ylabel(label, rotation=0, ha="right", va="center")
         # A stable sort keeps the lower channel first among equals: the picture is the same on every machine.
         strongest = np.argsort(-strength.mean(axis=(1, 2)), kind="stable")
         for position in range(2 * columns):

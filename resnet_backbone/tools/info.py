@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config, DictAction
@@ -46,7 +46,7 @@ class Part:
         trainable: Number of parameters that require grad.
         macs: Multiply-accumulate operations of the forward pass of the whole batch.
         saved_bytes: Bytes that autograd saves for the backward pass, without parameters and buffers.
-        norms: Its norm layers and their mode, such as ``'10 BN eval, folded'``.
+        norms: Its norm layers and their mode, such as ``'10 BatchNorm2d eval folded'``.
     """
 
     name: str
@@ -63,15 +63,12 @@ class Part:
     @property
     def cells(self) -> tuple[str, ...]:
         """The part as a row of the table."""
-        trains = f"{self.trainable / 1e6:.2f} M"
-        if self.trainable in (0, self.params):
-            trains = "yes" if self.trainable else "no"
+        trains = {0: "no", self.params: "yes"}.get(self.trainable, f"{self.trainable / 1e6:.2f} M")
         costs = (f"{self.params / 1e6:.2f}", f"{self.macs / 1e9:.3f}", f"{self.saved_bytes / 1e6:.1f}", trains)
         if self.name == "total":
             return (self.name, "", "", "", "", *costs, "")
         size = "not run" if self.size is None else " x ".join(map(str, self.size))
-        stride = "" if self.stride is None else str(self.stride)
-        return (self.name, self.layers, str(self.channels), stride, size, *costs, self.norms)
+        return (self.name, self.layers, str(self.channels), str(self.stride or ""), size, *costs, self.norms)
 
 
 @dataclass(frozen=True)
@@ -93,10 +90,8 @@ class Description:
     @property
     def total(self) -> Part:
         """The sums over all parts."""
-        sums = [
-            sum(getattr(part, name) for part in self.parts) for name in ("params", "trainable", "macs", "saved_bytes")
-        ]
-        return Part("total", "", 0, None, None, *sums)
+        costs = ("params", "trainable", "macs", "saved_bytes")
+        return Part("total", "", 0, None, None, *(sum(getattr(part, cost) for part in self.parts) for cost in costs))
 
     def __str__(self) -> str:
         headings, *rows, total = aligned([HEADINGS, *(part.cells for part in self.parts), self.total.cells])
@@ -141,7 +136,7 @@ def describe(backbone: nn.Module, size: Sequence[int] | None = None, batch: int 
     # A subclass may build itself without our __init__, as mmdet's RegNet does.
     channels = getattr(backbone, "in_channels", None) or first.shape[1]
     shape = (batch, channels, *_check_size(size, getattr(backbone, "spatial_dims", 2)))
-    run = _Run(copy.deepcopy(backbone), torch.zeros(shape, device=first.device, dtype=first.dtype))
+    run = _run(backbone, torch.zeros(shape, device=first.device, dtype=first.dtype))
     return Description(_title(backbone, shape), shape, tuple(_parts(backbone, run)), tuple(_notes(backbone, run)))
 
 
@@ -169,11 +164,11 @@ def _parts(backbone: Any, run: _Run) -> Iterator[Part]:
     stride = backbone._stem_stride()
 
     def part(name: str, module: nn.Module, layers: str, channels: int, stride: int | None) -> Part:
-        sizes = [parameter.numel() for parameter in module.parameters()]
+        params = sum(parameter.numel() for parameter in module.parameters())
         trainable = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
         size = max(shape[2:] for shape in run.shapes[name]) if name in run.shapes else None
         norms = _describe_norms(module, folded)
-        return Part(name, layers, channels, stride, size, sum(sizes), trainable, run.macs[name], run.saved[name], norms)
+        return Part(name, layers, channels, stride, size, params, trainable, run.macs[name], run.saved[name], norms)
 
     yield part("stem", stem, _stem_layers(stem), run.shapes["stem"][0][1], stride)
     for name, stage, own_stride in zip(backbone.res_layers, stages, backbone.strides):
@@ -194,40 +189,30 @@ def _stage_layers(stage: Any) -> str:
         sizes = " ".join(str(branch[0].kernel_size) for branch in stage.branches)
         return f"{_stage_layers(stage.branches[0])} in each branch, kernels {sizes}"
     blocks = list(stage)
-    kinds = [type(block).__name__ for block in blocks]
-    kinds += [type(module).__name__ for module in stage.modules() if hasattr(module, "conv_offset")]
-    kinds += [type(getattr(block, name)).__name__ for block in blocks for name in _plugin_names(block)]
-    words = [f"{count} {name}" for name, count in Counter(kinds).items()]
+    plugins = [names for block in blocks for key, names in vars(block).items() if key.endswith("_plugin_names")]
+    layers = [*blocks, *(module for module in stage.modules() if hasattr(module, "conv_offset"))]
+    layers += [module for block in blocks for name, module in block.named_children() if name in chain(*plugins)]
+    words = [f"{count} {name}" for name, count in Counter(type(layer).__name__ for layer in layers).items()]
     dilations = [getattr(block, "dilation", 1) for block in blocks]
     if max(dilations) > 1:
         words.append("dilation " + " ".join(map(str, dilations if len(set(dilations)) > 1 else dilations[:1])))
     return ", ".join(words + ["checkpointed"] * any(getattr(block, "with_cp", False) for block in blocks))
 
 
-def _plugin_names(block: nn.Module) -> Iterator[str]:
-    return chain.from_iterable(names for key, names in vars(block).items() if key.endswith("_plugin_names"))
-
-
 def _describe_norms(module: nn.Module, folded: set[int]) -> str:
-    norms = [layer for layer in module.modules() if is_norm(type(layer))]
-    words = [f"{count} {name}" for name, count in Counter(type(norm).__name__ for norm in norms).items()]
-    updated = sum(norm.training for norm in norms if isinstance(norm, _BatchNorm))
-    fixed = sum(isinstance(norm, _BatchNorm) for norm in norms) - updated
-    if updated or fixed:
-        words[-1] += f" {updated} train, {fixed} eval" if updated and fixed else " train" if updated else " eval"
-    num_folded = sum(id(norm) in folded for norm in norms)
-    if num_folded:
-        words.append("folded" if num_folded == len(norms) else f"{num_folded} folded")
-    return ", ".join(words)
+    kinds = Counter[str]()
+    for norm in module.modules():
+        if is_norm(type(norm)):
+            mode = (" train" if norm.training else " eval") if isinstance(norm, _BatchNorm) else ""
+            kinds[type(norm).__name__ + mode + " folded" * (id(norm) in folded)] += 1
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.items())
 
 
 def _folded_norms(backbone: Any) -> Iterator[nn.Module]:
     """The norm layers that ``fold_norm`` computes together with the convolution before them."""
     if not getattr(backbone, "fold_norm", False):
         return
-    pairs: list[Any] = []
-    if hasattr(backbone, "conv1"):
-        pairs.append((backbone.conv1, backbone.norm1))
+    pairs: list[Any] = [(backbone.conv1, backbone.norm1)] if hasattr(backbone, "conv1") else []
     for module in backbone.modules():
         if computes_as_ours(module):
             pairs += ((module.get_submodule(conv), module.get_submodule(norm)) for conv, norm in module.conv_norm_names)
@@ -237,93 +222,65 @@ def _folded_norms(backbone: Any) -> Iterator[nn.Module]:
 
 
 def _notes(backbone: nn.Module, run: _Run) -> Iterator[str]:
-    yield "MACs: multiplications of convolutions and matrix products, forward. saved: for the backward pass, without"
-    yield "parameters; 1 MB is 10^6 bytes."
-    modules = list(backbone.modules())
-    if any(isinstance(module, _BatchNorm) for module in modules):
-        yield "Batch norms in train mode update their running statistics, in eval mode they do not."
-    if any(hasattr(module, "conv_offset") for module in modules):
+    yield "MACs: multiplications of convolutions and matrix products in the forward pass. saved: for the backward pass,"
+    yield "without parameters; 1 MB is 10^6 bytes."
+    if any(hasattr(module, "conv_offset") for module in backbone.modules()):
         yield "Deformable convolutions: the offsets' convolution is counted, the interpolation between pixels is not."
-    if any(getattr(module, "with_cp", False) is True for module in modules):
+    if any(getattr(module, "with_cp", False) is True for module in backbone.modules()):
         yield "Checkpointed blocks save their input and compute the rest again in the backward pass."
     for name, shapes in run.shapes.items():
         if len({shape[2:] for shape in shapes}) > 1:
             yield f"{name}: the branches' lengths are {', '.join(str(shape[2]) for shape in shapes)}."
 
 
-class _Run:
-    """What the parts of a backbone returned, computed and saved.
+class _Run(NamedTuple):
+    """What the parts of a backbone returned (a shape for each branch), computed and saved; only of parts that ran."""
 
-    Args:
-        backbone: A copy of the backbone, which is changed.
-        x: The input.
+    shapes: dict[str, list[tuple[int, ...]]]
+    macs: Counter[str]
+    saved: Counter[str]
 
-    Attributes:
-        shapes: What each part that ran returned: one shape, or one for each of its branches.
-        macs: Multiply-accumulate operations of each part.
-        saved: Bytes that autograd saved for each part.
-    """
 
-    def __init__(self, backbone: Any, x: Tensor) -> None:
-        # Synchronised batch norms train only in a process group on GPUs; plain ones save and compute the same.
-        backbone = revert_sync_batchnorm(backbone)
-        self.shapes: dict[str, list[tuple[int, ...]]] = {}
-        self._part = "stem"
-        for name in [*backbone.res_layers, "fc"]:
-            if isinstance(module := getattr(backbone, name, None), nn.Module):
-                module.register_forward_pre_hook(lambda _, x, name=name: self._enter(name, x[0]))
-                module.register_forward_hook(lambda *args, name=name: self._leave(name, args[-1]))
-        self.macs: Counter[str] = Counter()
-        self.saved: Counter[str] = Counter()
-        # Plugins may draw random numbers; the caller's generators stay as they were.
-        with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []), torch.inference_mode(False):
-            with torch.enable_grad(), SavedTensorBytes(backbone, lambda: self._part) as saved:
-                outputs = _forward(backbone, x)
-            self.saved.update({name: saved.bytes(name) for name in self.shapes})
-            del outputs
-            self._count_macs(backbone.eval(), x)
+def _run(backbone: Any, x: Tensor) -> _Run:
+    # Synchronised batch norms train only in a process group on GPUs; plain ones save and compute the same.
+    backbone = revert_sync_batchnorm(copy.deepcopy(backbone))
+    counter = FlopCounterMode(display=False)
+    part = "stem"
+    run = _Run({}, Counter(), Counter())
+    deformable: Counter[str] = Counter()
 
-    def _enter(self, name: str, x: Any) -> None:
-        self.shapes.setdefault("stem", _shapes(x))
-        self._part = name
+    def enter(name: str, x: Any) -> None:
+        nonlocal part
+        run.shapes.setdefault("stem", _shapes(x))
+        run.macs[part] += counter.get_total_flops() // 2 - run.macs.total()
+        part = name
 
-    def _leave(self, name: str, out: Any) -> None:
-        self.shapes[name] = _shapes(out)
+    def count_deformable(conv: Any, _: Any, out: Tensor) -> None:
+        # FlopCounterMode does not know the operator.
+        deformable[part] += out.numel() // out.shape[1] * conv.weight.numel()
 
-    def _count_macs(self, backbone: nn.Module, x: Tensor) -> None:
-        counter = FlopCounterMode(display=False)
-        marks = {"stem": 0}
-        self._part = "stem"
-
-        def mark(name: str) -> None:
-            marks[name] = counter.get_total_flops() // 2
-
-        def count_deform(conv: Any, _: Any, out: Tensor) -> None:
-            # The counter does not know the operator.
-            self.macs[self._part] += out.numel() // out.shape[1] * int(conv.weight.numel())
-
-        for name in [name for name in self.shapes if name != "stem"]:
-            getattr(backbone, name).register_forward_pre_hook(lambda *_, name=name: mark(name))
+    for name in [*backbone.res_layers, "fc"]:
+        if isinstance(module := getattr(backbone, name, None), nn.Module):
+            module.register_forward_pre_hook(lambda _, x, name=name: enter(name, x[0]))
+            module.register_forward_hook(lambda *args, name=name: run.shapes.update({name: _shapes(args[-1])}))
+    # Plugins may draw random numbers; the caller's generators stay as they were.
+    with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []), torch.inference_mode(False):
+        with torch.enable_grad(), SavedTensorBytes(backbone, lambda: part) as saved:
+            try:
+                outputs = backbone(x)
+            except ValueError as error:  # batch norms in train mode need more than one position
+                raise ArgumentError(f"size={tuple(x.shape[2:])} with batch={len(x)} is too small: {error}") from error
+        run.saved.update({name: saved.bytes(name) for name in run.shapes})
+        del outputs
+        part = "stem"
         for module in backbone.modules():
             if hasattr(module, "conv_offset"):
-                module.register_forward_hook(count_deform)
+                module.register_forward_hook(count_deformable)
         with torch.no_grad(), counter:
-            backbone(x)
-        mark("end")
-        for (name, start), (_, stop) in pairwise(marks.items()):
-            self.macs[name] += stop - start
-
-
-def _forward(backbone: nn.Module, x: Tensor) -> Any:
-    try:
-        return backbone(x)
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise ArgumentError(
-            f"size must leave batch norms in train mode more than one position to normalise over, got "
-            f"{tuple(x.shape[2:])} and batch={len(x)}: use larger ones, or call eval() before"
-        ) from error
+            backbone.eval()(x)
+        enter("end", x)
+    run.macs.update(deformable)
+    return run
 
 
 def _shapes(out: Any) -> list[tuple[int, ...]]:
@@ -333,44 +290,21 @@ def _shapes(out: Any) -> list[tuple[int, ...]]:
 def show_info(
     config: str | None, depth: int, options: Sequence[str], size: Sequence[int] | None, batch: int, evaluate: bool
 ) -> int:
-    """Print a table of a backbone's parts.
-
-    Args:
-        config: A config file with the backbone.
-        depth: The depth of the ResNet if there is no config.
-        options: Arguments of the backbone as ``key=value``, over those of the config.
-        size: Size of the input, in pixels.
-        batch: Number of images.
-        evaluate: Show the backbone in eval mode, not as it trains.
-
-    Returns:
-        The exit status, 0.
-
-    Raises:
-        ArgumentError: An argument is not allowed, or the config cannot be read.
-    """
-    cfg = load_backbone_cfg(config) if config is not None else {"type": "ResNet", "depth": depth}
-    backbone = build_backbone(_with_options(cfg, options))
+    """Print a backbone as a table; return the exit status. The arguments are those of the command."""
+    cfg = Config({"backbone": {"type": "ResNet", "depth": depth} if config is None else load_backbone_cfg(config)})
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cfg-options", nargs="*", action=DictAction)  # in the syntax of mmdet's tools
+    for option in options:
+        try:
+            values = parser.parse_args(["--cfg-options", option]).cfg_options
+            cfg.merge_from_dict({f"backbone.{key}": value for key, value in values.items()})
+        except (AssertionError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+            # What mmengine's parser raises names neither the option nor the value.
+            raise ArgumentError(
+                f"--cfg-options cannot set {option!r}: write key=value with numbers, words, [lists] and (tuples) "
+                f"without spaces, and a dict key by key, as in norm_cfg.type=GN norm_cfg.num_groups=32"
+            ) from error
+    backbone = build_backbone(cfg.to_dict()["backbone"])
     backbone.train(not evaluate)  # mmdet's own train() returns nothing
     print(describe(backbone, size, batch))
     return 0
-
-
-def _with_options(cfg: dict[str, Any], options: Sequence[str]) -> dict[str, Any]:
-    """Set what ``--cfg-options`` gives, in the syntax of mmdet's tools."""
-    merged = Config({"backbone": cfg})
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--cfg-options", nargs="*", action=DictAction)
-    for option in options:
-        if not option.partition("=")[0] or "=" not in option:
-            raise ArgumentError(f"--cfg-options must be key=value, such as fold_norm=True, got {option!r}")
-        try:
-            values = parser.parse_args(["--cfg-options", option]).cfg_options
-            merged.merge_from_dict({f"backbone.{key}": value for key, value in values.items()})
-        except (AssertionError, AttributeError, KeyError, RecursionError, TypeError) as error:
-            # What mmengine's parser raises names neither the option nor the value.
-            raise ArgumentError(
-                f"--cfg-options cannot set {option!r}: values are numbers, words, [lists] and (tuples) without spaces; "
-                f"a dict is given key by key, norm_cfg.type=GN norm_cfg.num_groups=32"
-            ) from error
-    return dict(merged.to_dict()["backbone"])
