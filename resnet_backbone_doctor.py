@@ -35,14 +35,12 @@ PROBES = {
     "numpy": "import numpy",
     "torch": """
 import torch
-if tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 1):
-    raise ImportError(f"resnet_backbone needs torch 2.1 or newer, and this is {torch.__version__}")
+assert tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 1), "resnet_backbone needs torch 2.1 or newer"
 torch.ones(1).numpy()
-cuda = torch.version.cuda or torch.version.hip
-note = f"on the CPU; built for {'CUDA ' + cuda if cuda else 'CPUs'}"
+note = f"on the CPU; built for {'CUDA' if torch.version.cuda or torch.version.hip else 'CPUs'}"
 if torch.cuda.is_available():
     torch.ones(1, device="cuda").item()
-    note = f"on {torch.cuda.get_device_name()}, CUDA {cuda}"
+    note = f"on {torch.cuda.get_device_name()}"
 """,
     "torchvision": "import torch, torchvision; torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)",
     "setuptools": "import pkg_resources",
@@ -50,15 +48,11 @@ if torch.cuda.is_available():
     "mmengine": 'import mmengine.registry, mmengine.runner, mmengine.utils; mmengine.utils.is_installed("mmengine")',
     "mmcv": """
 import mmcv.cnn
-from importlib.util import find_spec
-if find_spec("mmcv._ext"):
-    import mmcv.ops
-else:
-    note = "without compiled operators: DCN uses torchvision's"
+if find_spec("mmcv._ext"): import mmcv.ops
+else: note = "without compiled operators: DCN uses torchvision's"
 """,
     "mmdet": """
 import mmdet
-from importlib.util import find_spec
 if find_spec("mmcv") and not find_spec("mmcv._ext"):
     import resnet_backbone.integrations.mmdet.operators
     note = "on resnet_backbone.integrations.mmdet.operators, which custom_imports must name"
@@ -68,31 +62,30 @@ import mmdet.models
 import torch, resnet_backbone
 backbone = resnet_backbone.build_backbone(dict(type="ResNet", depth=18, base_channels=4)).eval()
 backbone(torch.zeros(1, 3, 64, 64))
-in_mmdet = getattr(sys.modules["mmdet.registry"], "__file__", None)
-note = "registered in mmdet" if in_mmdet else "registered in mmdet's scope, without mmdet"
+note = "registered in mmdet's scope" + ", without mmdet" * (not find_spec("mmdet"))
 """,
 }
 # Runs a probe: an import that crashes, exits or prints does not take the doctor with it.
 PROBE_RUNNER = """
 import json, sys
+from importlib.util import find_spec
 sys.path[:] = json.loads(sys.argv[1])
-names, error = {"sys": sys}, ""
+names, error = {"sys": sys, "find_spec": find_spec}, ""
 try: exec(sys.argv[2], names)
 except BaseException as caught: error = f"{type(caught).__name__}: {caught}"
 print("\\nresnet-backbone-doctor: " + json.dumps([error, names.get("note", "")]), flush=True)
 """
 PROBE_SECONDS = 300
 
-# Compiling mmcv needs torch and an older setuptools from the environment itself; pip's cache does not know for which
-# torch a wheel was compiled.
+# mmcv is compiled against the torch of the environment; pip's cache does not tell for which torch a wheel was compiled.
 BUILD_TOOLS = 'pip install "setuptools>=77.0.3,<81" wheel ninja psutil'
 BUILD_MMCV = f"{BUILD_TOOLS} && resnet-backbone-build-mmcv"
 BUILD_FORK = f"{BUILD_TOOLS} && pip install --no-cache-dir --no-build-isolation onedl-mmcv"
+FORK_MMDET = f"pip uninstall -y mmdet && {BUILD_TOOLS} && pip install --no-build-isolation onedl-mmdetection"
 
-
-# Combinations that are known to fail: the component to blame; the components whose error shows it; what that error
-# contains; what is wrong; and the command. In the last two, {error} is the error, {seen_in} who has it, {1} the
-# pattern's group, and {torch}, for each component, its version.
+# Combinations that are known to fail: the component to blame, the components whose error shows it, a pattern for that
+# error, what is wrong, and the command. {error} is the error, {seen_in} the component that has it, {1} the pattern's
+# group; the other fields are those of Environment.fields.
 ANY = tuple(PROBES)
 KNOWN: tuple[tuple[str, tuple[str, ...], str, str, str], ...] = (
     ("numpy", ANY, "compiled using NumPy 1|Numpy is not available",
@@ -136,31 +129,29 @@ class Environment(NamedTuple):
     versions: Mapping[str, str]
     probes: Mapping[str, Probe]
 
-    def _error(self, component: str) -> str:
-        return self.probes.get(component, Probe()).error
-
-    def _installed(self, component: str) -> list[str]:
+    def installed(self, component: str) -> list[str]:
+        """The distributions of a component that are installed."""
         return [name for name in DISTRIBUTIONS.get(component, ()) if name in self.versions]
 
-    def _values(self) -> dict[str, str]:
-        installed = {component: self._installed(component) for component in DISTRIBUTIONS}
-        used = next((names for c in ("mmdet", "mmcv", "mmengine") if (names := installed[c])), [])
-        is_fork = len(used) == 1 and used[0] in FORK.values()
-        compile_mmcv = BUILD_FORK if is_fork else BUILD_MMCV
+    def is_fork(self) -> bool:
+        """Whether the maintained fork (onedl) is in use: by the topmost library that is installed."""
+        used = next((names for c in ("mmdet", "mmcv", "mmengine") if (names := self.installed(c))), [])
+        return len(used) == 1 and used[0] in FORK.values()
+
+    def fields(self) -> dict[str, str]:
+        """The values that the texts and commands of ``KNOWN`` name."""
+        installed = {component: self.installed(component) for component in DISTRIBUTIONS}
         mmcvs = " ".join(installed["mmcv"])
-        suit = "pip install mmcv-lite==2.1.0" if mmcvs == "mmcv-lite" else f"pip uninstall -y {mmcvs} && {compile_mmcv}"
-        if mmcvs == FORK["mmcv"]:
-            suit = f"pip uninstall -y mmdet && {BUILD_TOOLS} && pip install --no-build-isolation onedl-mmdetection"
+        lite = f"pip install mmcv-lite{'==2.1.0' if installed['mmdet'] else ''}"
+        compile_mmcv = BUILD_FORK if self.is_fork() else BUILD_MMCV
+        suit_mmcv = lite if mmcvs == "mmcv-lite" else f"pip uninstall -y {mmcvs} && {compile_mmcv}"
         return {
             **{c: self.versions[names[0]].partition("+")[0] if names else "" for c, names in installed.items()},
-            "mmengine_here": FORK["mmengine"] if is_fork else "mmengine",
+            "mmengine_here": FORK["mmengine"] if self.is_fork() else "mmengine",
             "mmcvs": mmcvs,
             "compile_mmcv": compile_mmcv,
-            "install_mmcv": BUILD_FORK
-            if is_fork
-            else f"pip install mmcv-lite{'==2.1.0' if installed['mmdet'] else ''}",
-            "suit_mmcv": suit,
-            "is_fork": "yes" if is_fork else "",
+            "install_mmcv": BUILD_FORK if self.is_fork() else lite,
+            "suit_mmcv": FORK_MMDET if mmcvs == FORK["mmcv"] else suit_mmcv,
         }
 
 
@@ -199,53 +190,53 @@ def _run_probe(script: str) -> Probe:
 
 def diagnose(env: Environment) -> list[Diagnosis]:
     """Say what works in an environment and what does not, in the order in which the components need each other."""
-    fields, found = env._values(), dict[str, Diagnosis]()
+    found = dict[str, Diagnosis]()
     for component in PROBES:
-        found[component] = (
-            _twice(env, component, fields) or _known(env, component, fields) or _rest(env, component, found)
-        )
+        found[component] = _installed_twice(env, component) or _known(env, component) or _other(env, component, found)
     return list(found.values())
 
 
-def _twice(env: Environment, component: str, fields: Mapping[str, str]) -> Diagnosis | None:
-    names = env._installed(component)
+def _installed_twice(env: Environment, component: str) -> Diagnosis | None:
+    names = env.installed(component)
     if len(names) < 2:
         return None
-    kept = FORK[component] if fields["is_fork"] else names[0]
-    install = fields["install_mmcv"] if component == "mmcv" else f"pip install --no-deps {kept}=={env.versions[kept]}"
+    kept = FORK[component] if env.is_fork() else names[0]
+    pinned = f"pip install --no-deps {kept}=={env.versions[kept]}"
+    install = env.fields()["install_mmcv"] if component == "mmcv" else pinned
     listed = " and ".join(f"{name} {env.versions[name]}" for name in names)
     text = f"{listed} are installed over each other: what is imported is a mixture"
     return Diagnosis(component, "broken", text, f"pip uninstall -y {' '.join(names)} && {install}")
 
 
-def _known(env: Environment, component: str, fields: Mapping[str, str]) -> Diagnosis | None:
-    # Two families of one library over each other fail in their own ways.
-    if component in FORK and any(len(env._installed(other)) > 1 for other in FORK):
+def _known(env: Environment, component: str) -> Diagnosis | None:
+    # Libraries that are installed over each other fail in their own ways.
+    if component in FORK and any(len(env.installed(other)) > 1 for other in FORK):
         return None
+    fields = env.fields()
     for blamed, seen_in, pattern, text, fix in KNOWN:
         for other in seen_in if blamed == component else ():
-            if match := re.search(pattern, env._error(other)):
+            error = env.probes[other].error
+            if match := re.search(pattern, error):
                 groups = ["", *(group.replace(", ", ",").rstrip(".") for group in match.groups())]
-                who = f"{other} {fields.get(other, '')}".rstrip()
-                values = {**fields, "error": env._error(other), "seen_in": who}
-                return Diagnosis(component, "broken", text.format(*groups, **values), fix.format(*groups, **values))
+                fields |= {"error": error, "seen_in": f"{other} {fields.get(other, '')}".rstrip()}
+                return Diagnosis(component, "broken", text.format(*groups, **fields), fix.format(*groups, **fields))
     return None
 
 
-def _rest(env: Environment, component: str, found: Mapping[str, Diagnosis]) -> Diagnosis:
-    """What there is to say about a component that has none of the known problems."""
-    error, names = env._error(component), env._installed(component)
-    # setuptools without pkg_resources matters only to who asks for it.
-    if not error or component == "setuptools":
-        return Diagnosis(component, "works", env.probes.get(component, Probe()).note)
-    if not names and "ModuleNotFoundError" in error and component != "resnet_backbone":
+def _other(env: Environment, component: str, found: Mapping[str, Diagnosis]) -> Diagnosis:
+    """The diagnosis of a component that has none of the known problems."""
+    probe, names = env.probes[component], env.installed(component)
+    # A setuptools without pkg_resources matters only to libraries that import it.
+    if not probe.error or component == "setuptools":
+        return Diagnosis(component, "works", probe.note)
+    if not names and "ModuleNotFoundError" in probe.error and component != "resnet_backbone":
         return Diagnosis(component, "missing")
     if causes := [other for other, diagnosis in found.items() if diagnosis.status == "broken"]:
-        return Diagnosis(component, "broken", f"because of {', '.join(causes)}: {error}")
-    fix = (
-        f"pip install --force-reinstall --no-deps --no-cache-dir {names[0]}=={env.versions[names[0]]}" if names else ""
-    )
-    return Diagnosis(component, "broken", error, "" if component == "resnet_backbone" else fix)
+        return Diagnosis(component, "broken", f"because of {', '.join(causes)}: {probe.error}")
+    fix = ""
+    if names and component != "resnet_backbone":
+        fix = f"pip install --force-reinstall --no-deps --no-cache-dir {names[0]}=={env.versions[names[0]]}"
+    return Diagnosis(component, "broken", probe.error, fix)
 
 
 def report(env: Environment, diagnoses: list[Diagnosis]) -> str:
@@ -253,9 +244,8 @@ def report(env: Environment, diagnoses: list[Diagnosis]) -> str:
     broken = [diagnosis for diagnosis in diagnoses if diagnosis.status == "broken"]
     rows = []
     for found in diagnoses:
-        versions = [
-            env.versions[n] + ("" if n == found.component else f" ({n})") for n in env._installed(found.component)
-        ]
+        names = env.installed(found.component)
+        versions = [env.versions[name] + ("" if name == found.component else f" ({name})") for name in names]
         version = platform.python_version() if found.component == "python" else ", ".join(versions)
         text = f"see {broken.index(found) + 1}" if found in broken else found.text
         status = {"works": "works", "missing": "not installed", "broken": "BROKEN"}[found.status]
@@ -264,9 +254,8 @@ def report(env: Environment, diagnoses: list[Diagnosis]) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
     for number, found in enumerate(broken, start=1):
         lines += ["", f"{number}. {found.component}: {found.text}", *([f"   {found.fix}"] if found.fix else [])]
-    if not broken:
-        return "\n".join([*lines, "", "Nothing is broken."])
-    return "\n".join([*lines, *(["", "Fix them in this order, and run this again after each."] if broken[1:] else [])])
+    endings = ["Nothing is broken.", "", "Fix them in this order, and run this again after each."]
+    return "\n".join([*lines, "", endings[min(len(broken), 2)]]).rstrip()
 
 
 def main() -> int:

@@ -338,9 +338,7 @@ class _Reader:
         try:
             from safetensors import safe_open
         except ImportError as error:
-            raise CheckpointError(
-                "needs the safetensors package: pip install 'resnet_backbone[hub]' (or pip install safetensors)"
-            ) from error
+            raise CheckpointError("needs the safetensors package: pip install safetensors") from error
         if not os.fsencode(self.path).decode("utf-8", "replace") == str(self.path):
             raise CheckpointError("has a name that is not UTF-8, which safetensors cannot open: rename it")
         content: dict[str, Any] = {}

@@ -61,7 +61,7 @@ def mmdet_registry() -> Registry:
     try:
         return cast(Registry, import_module("mmdet.registry").MODELS)
     except Exception as error:  # noqa: BLE001 - mmdet asserts versions, and its dependencies fail in their own ways
-        log(f"mmdet cannot be used here ({explain(error)}): type='ResNet' builds from a registry of our own")
+        log(f"mmdet cannot be used here ({explain(error)}): type='ResNet' builds from this package's own registry")
         return _stand_in_registry()
 
 
