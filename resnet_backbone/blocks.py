@@ -1,4 +1,4 @@
-"""The two residual blocks of ResNet (He et al., 2015, https://arxiv.org/abs/1512.03385, section 4.1 and figure 5)."""
+"""The residual blocks of ResNet (He et al., 2015, https://arxiv.org/abs/1512.03385, section 4.1 and figure 5)."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class ResidualBlock(BaseModule):
     expansion: ClassVar[int]
     """Output channels of the block, as a multiple of ``planes``."""
     plugin_positions: ClassVar[tuple[str, ...]]
-    """Where plugins can stand, in the order in which they run."""
+    """Allowed positions of plugins, in the order in which they run."""
     kernel_size: int = 3
-    """Size of the block's wide convolutions: of both in a BasicBlock, of the middle one in a Bottleneck."""
+    """Kernel size of both convolutions of a BasicBlock, and of the middle one of a Bottleneck."""
     fold_norm: bool = False
-    """Compute a convolution and its norm layer as one convolution where the norm layer is in eval mode."""
+    """As for ``ResNet``."""
 
     norm1_name: str
     norm2_name: str
@@ -71,21 +71,20 @@ class ResidualBlock(BaseModule):
         self.conv_cfg = conv_cfg
         self.norm_cfg = norm_cfg
         check_block_arguments(self, dcn)
-        # A copy, because subclasses pop from it (mmdet's ResNeXt and Res2Net do).
+        # A copy, because subclasses such as mmdet's ResNeXt pop from it.
         self.dcn = None if dcn is None else {key: dcn[key] for key in dcn if key != "fallback_on_stride"}
         self.with_dcn = dcn is not None
         self._falls_back_on_stride = dcn is not None and dcn.get("fallback_on_stride", False)
 
     def _conv3x3_cfg(self, stride: int) -> Cfg | None:
-        """Config of the 3x3 convolution that ``dcn`` may replace; ``fallback_on_stride`` exempts strided ones."""
+        """Config of the 3x3 convolution: ``dcn``, unless ``fallback_on_stride`` exempts a strided one."""
         return self.conv_cfg if self.dcn is None or (self._falls_back_on_stride and stride > 1) else self.dcn
 
     def _padding(self, dilation: int) -> int:
-        """Padding of a ``kernel_size`` convolution that keeps its output aligned with the shortcut."""
         return dilation * (self.kernel_size // 2)
 
     def _add_plugins(self, plugins: list[Cfg] | None, *channels: int) -> None:
-        """Build the plugins of each position; store their configs and names in attributes named after it.
+        """Build the plugins of each position, and store their configs and names in attributes named after it.
 
         Args:
             plugins: Configs of plugins, each with its position.
@@ -109,7 +108,7 @@ class ResidualBlock(BaseModule):
             plugins: Their configs; ``postfix`` is appended to a plugin's name.
 
         Returns:
-            Their names in the block, in the order given.
+            Their names in the block, in the same order.
 
         Raises:
             ArgumentError: ``plugins`` is not a list, a plugin's name is already taken in the block, or a plugin does
@@ -128,8 +127,8 @@ class ResidualBlock(BaseModule):
                 raise ArgumentError(f"plugins: the _abbr_ of {cfg['type']!r} must be a name without dots, got {name!r}")
             if hasattr(self, name):
                 raise ArgumentError(
-                    f"plugins: the name {name!r} is taken in the block, by another plugin or by the block itself: "
-                    f"give each plugin a postfix of its own, such as dict(type={cfg['type']!r}, postfix='2', ...)"
+                    f"plugins: the block already has an attribute {name!r}: give each plugin a postfix, such as "
+                    f"dict(type={cfg['type']!r}, postfix='2', ...)"
                 )
             dry_run_plugin(layer, f"{name} (type={cfg['type']!r})", in_channels, spatial_dims_of(self.conv_cfg))
             self.add_module(name, layer)
@@ -161,7 +160,7 @@ class ResidualBlock(BaseModule):
     def conv_norm_names(self) -> list[tuple[str, str]]:
         """Names of the block's convolutions, each with the name of its norm layer.
 
-        A subclass with a forward pass of its own overrides this as well: ``switch_to_deploy`` fuses these pairs.
+        ``switch_to_deploy`` fuses these pairs. A subclass that overrides ``forward`` must override this too.
         """
 
     @property
@@ -189,39 +188,34 @@ class ResidualBlock(BaseModule):
         return cast(Tensor, self.relu(self._sum(x)))
 
     def _sum(self, x: Tensor) -> Tensor:
-        """Compute what the last ReLU receives, in a checkpoint where ``with_cp`` asks for one."""
+        """Compute the input of the last ReLU, checkpointed if ``with_cp`` is set."""
         if self.with_cp and is_grad_enabled() and not is_recording(x) and self._may_checkpoint(x):
-            # The view adds up the gradients of the block's two branches before any other consumer's of x: the order
-            # of a reentrant checkpoint, and so mmdet's bits.
+            # With the view, the gradients of the two branches are summed before those of other consumers of x. That is
+            # the order of a reentrant checkpoint, and so gives mmdet's bits.
             return checkpoint(self._residual_and_shortcut, x.view_as(x), use_reentrant=False)
         return self._residual_and_shortcut(x)
 
     def _may_checkpoint(self, x: Tensor) -> bool:
-        """Whether computing the block twice leaves the same running statistics as in mmdet.
+        """Whether recomputing the block updates running statistics as often as in mmdet.
 
-        A norm layer in train mode updates its statistics in each computation. mmdet checkpoints, and so updates twice,
-        where the input requires grad; where it does not, as in the first block after a frozen stage, it updates once.
-        Selective activation checkpointing around the backbone decides by itself what is computed twice.
+        A batch norm in train mode updates its statistics each time it runs. mmdet recomputes, and so updates twice,
+        only if the input requires grad, which it does not in the first block after a frozen stage. Selective
+        activation checkpointing around the backbone chooses itself what to recompute.
         """
         if caches_outputs():
             return False
         return x.requires_grad or not any(isinstance(m, _BatchNorm) and m.training for m in self.modules())
 
     def _conv_norm(self, conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
-        """Compute ``norm(conv(x))``, as one convolution where ``fold_norm`` wants it and it is possible."""
         return conv_norm(conv, norm, x, self.fold_norm, checkpointed=self.with_cp)
 
     def _shortcut(self, x: Tensor) -> Tensor:
-        """Compute what the residual branch is added to."""
         if self.downsample is None:
             return x
         return conv_norm_sequence(self.downsample, x, self.fold_norm, checkpointed=self.with_cp)
 
     def _add_shortcut(self, out: Tensor, x: Tensor) -> Tensor:
-        """Add the shortcut to the residual branch, in place if ``out`` is from a norm layer, which does not need it.
-
-        A plugin's output may be what its own backward pass needs, as a ReLU's is.
-        """
+        """Add the shortcut to ``out``, in place unless it comes from a plugin, whose backward pass may need it."""
         shortcut = self._shortcut(x)
         if self.with_plugins and getattr(self, f"{self.plugin_positions[-1]}_plugin_names"):
             return out + shortcut
@@ -230,27 +224,26 @@ class ResidualBlock(BaseModule):
 
     @abstractmethod
     def _residual_and_shortcut(self, x: Tensor) -> Tensor:
-        """The sum that the last ReLU receives: all that a checkpoint drops and computes again."""
+        """Compute the sum of both branches: the part of the block that is checkpointed."""
 
 
 class BasicBlock(ResidualBlock):
-    """Two 3x3 convolutions around a shortcut: the block of ResNet-18 and ResNet-34.
+    """The block of ResNet-18 and ResNet-34: two 3x3 convolutions.
 
     Args:
         inplanes: Number of input channels.
         planes: Number of output channels.
         stride: Stride of the first convolution.
         dilation: Dilation of the first convolution.
-        downsample: The shortcut's projection; ``None`` where input and output have one shape.
-        style: ``'pytorch'`` or ``'caffe'``; the two do not differ in this block.
-        with_cp: Drop the block's activations after the forward pass and compute them again in the backward pass.
+        downsample: The shortcut's projection; ``None`` where input and output have the same shape.
+        style: ``'pytorch'`` or ``'caffe'``, which are the same in this block.
+        with_cp: Use activation checkpointing.
         conv_cfg: Config of the convolutions; ``None`` means ``dict(type='Conv2d')``.
         norm_cfg: Config of the norm layers.
-        dcn: Config of a deformable convolution that replaces the second 3x3. The second one, because it keeps the
-            resolution and sees the features that the first has made; detectron2 and PaddleDetection place it there too.
+        dcn: Config of a deformable convolution that replaces the second 3x3, as in detectron2 and PaddleDetection.
         plugins: Configs of plugins, each with a position ``'after_conv1'`` or ``'after_conv2'``.
         init_cfg: mmengine's initialisation config.
-        kernel_size: Size of both convolutions, odd.
+        kernel_size: Kernel size of both convolutions, odd.
 
     Raises:
         ArgumentError: An argument has a value that is not allowed.
@@ -304,7 +297,7 @@ class BasicBlock(ResidualBlock):
 
     @property
     def conv_norm_names(self) -> list[tuple[str, str]]:
-        """The names of the block's convolutions, each with that of the norm layer that follows it."""
+        """As for ``ResidualBlock``."""
         return [("conv1", self.norm1_name), ("conv2", self.norm2_name)]
 
     def _residual_and_shortcut(self, x: Tensor) -> Tensor:
@@ -320,27 +313,27 @@ class BasicBlock(ResidualBlock):
 
 
 class Bottleneck(ResidualBlock):
-    """1x1, 3x3 and 1x1 convolutions around a shortcut: the block of ResNet-50, ResNet-101 and ResNet-152.
+    """The block of ResNet-50, ResNet-101 and ResNet-152: 1x1, 3x3 and 1x1 convolutions.
 
-    The paper, and Caffe after it, strides in the first 1x1; torchvision and most of today's weights stride in the 3x3,
-    which costs more and is more accurate (https://ngc.nvidia.com/catalog/model-scripts/nvidia:resnet_50_v1_5_for_pytorch).
+    The paper and Caffe place the stride in the first 1x1 convolution. torchvision and most current weights place it in
+    the 3x3, which costs more and is more accurate (https://ngc.nvidia.com/catalog/model-scripts/nvidia:resnet_50_v1_5_for_pytorch).
 
     Args:
         inplanes: Number of input channels.
-        planes: Number of channels of the 3x3 convolution, unless ``width`` says otherwise; the block returns
-            ``4 * planes``.
+        planes: Number of channels of the 3x3 convolution, unless ``width`` is given. The block has ``4 * planes``
+            output channels.
         stride: Stride of the block.
         dilation: Dilation of the 3x3 convolution.
-        downsample: The shortcut's projection; ``None`` where input and output have one shape.
+        downsample: The shortcut's projection; ``None`` where input and output have the same shape.
         style: ``'pytorch'`` strides in the 3x3 convolution, ``'caffe'`` in the first 1x1.
-        with_cp: Drop the block's activations after the forward pass and compute them again in the backward pass.
+        with_cp: Use activation checkpointing.
         conv_cfg: Config of the convolutions; ``None`` means ``dict(type='Conv2d')``.
         norm_cfg: Config of the norm layers.
-        dcn: Config of a deformable convolution that replaces the 3x3; ``fallback_on_stride=True`` keeps an
-            ordinary one where the 3x3 strides.
+        dcn: Config of a deformable convolution that replaces the 3x3; with ``fallback_on_stride=True``, only where the
+            3x3 does not stride.
         plugins: Configs of plugins, each with a position ``'after_conv1'``, ``'after_conv2'`` or ``'after_conv3'``.
         init_cfg: mmengine's initialisation config.
-        kernel_size: Size of the 3x3 convolution, if it is to be another: odd.
+        kernel_size: Kernel size of the middle convolution, odd.
         groups: Number of groups of the 3x3 convolution.
         width: Number of channels of the 3x3 convolution; ``None`` means ``planes``.
 
@@ -392,7 +385,6 @@ class Bottleneck(ResidualBlock):
         self._add_plugins(plugins, width, width, planes * self.expansion)
 
     def _build_conv1(self, width: int) -> None:
-        """Build the first 1x1 convolution and its norm layer, or replace them: to ``width`` channels."""
         self.norm1_name, norm1 = build_norm_layer(self.norm_cfg, width, postfix=1)
         self.conv1 = build_conv_layer(
             self.conv_cfg, self.inplanes, width, kernel_size=1, stride=self.conv1_stride, bias=False
@@ -400,13 +392,11 @@ class Bottleneck(ResidualBlock):
         self.add_module(self.norm1_name, norm1)
 
     def _build_conv2(self, width: int, groups: int = 1) -> None:
-        """Build the 3x3 convolution and its norm layer, or replace them."""
         self.norm2_name, norm2 = build_norm_layer(self.norm_cfg, width, postfix=2)
         self.conv2 = self._wide_conv(self._conv3x3_cfg(self.conv2_stride), width, groups)
         self.add_module(self.norm2_name, norm2)
 
     def _wide_conv(self, cfg: Cfg | None, width: int, groups: int = 1) -> nn.Module:
-        """Build a convolution with the arguments of the 3x3, from ``width`` channels to ``width``."""
         return build_conv_layer(
             cfg,
             width,
@@ -420,14 +410,13 @@ class Bottleneck(ResidualBlock):
         )
 
     def _build_conv3(self, width: int) -> None:
-        """Build the last 1x1 convolution and its norm layer, or replace them: from ``width`` channels."""
         self.norm3_name, norm3 = build_norm_layer(self.norm_cfg, self.planes * self.expansion, postfix=3)
         self.conv3 = build_conv_layer(self.conv_cfg, width, self.planes * self.expansion, kernel_size=1, bias=False)
         self.add_module(self.norm3_name, norm3)
 
     @property
     def conv_norm_names(self) -> list[tuple[str, str]]:
-        """Names of the block's convolutions, each with the name of its norm layer."""
+        """As for ``ResidualBlock``."""
         return [("conv1", self.norm1_name), ("conv2", self.norm2_name), ("conv3", self.norm3_name)]
 
     @property
@@ -452,5 +441,5 @@ class Bottleneck(ResidualBlock):
         return self._add_shortcut(out, x)
 
     def _middle(self, x: Tensor) -> Tensor:
-        """Compute what stands between the two 1x1 convolutions."""
+        """Compute the part between the two 1x1 convolutions."""
         return cast(Tensor, self.relu(self._conv_norm(self.conv2, self.norm2, x)))

@@ -1,4 +1,4 @@
-"""A stage: residual blocks in a row, the first (or last) of which changes resolution and width."""
+"""A stage of a ResNet: a sequence of residual blocks."""
 
 from __future__ import annotations
 
@@ -26,21 +26,19 @@ class ResLayer(Sequential):
         planes: Base number of channels; the stage returns ``planes * block.expansion``.
         num_blocks: Number of blocks.
         stride: Stride of the block that changes the resolution.
-        avg_down: Let the shortcut average over ``stride x stride`` before its 1x1 convolution instead of striding in
-            it, so that no feature is skipped: the D of ResNet-D (He et al., 2018, https://arxiv.org/abs/1812.01187,
-            section 4).
+        avg_down: Downsample in the shortcut by average pooling instead of by a strided 1x1 convolution, so that no
+            feature is skipped, as in ResNet-D (He et al., 2018, https://arxiv.org/abs/1812.01187, section 4).
         conv_cfg: Config of the convolutions; ``None`` means ``dict(type='Conv2d')``.
         norm_cfg: Config of the norm layers.
         downsample_first: Whether the first block changes the resolution, as in ResNet, or the last, as in Hourglass
-            networks, whose other blocks then keep ``inplanes`` channels.
-        multi_grid: Dilation of each block in place of ``dilation`` (Chen et al., 2017,
-            https://arxiv.org/abs/1706.05587, section 3.1), as in mmsegmentation; entries beyond the last block are
-            not used.
-        contract_dilation: Give the first block half of a ``dilation`` above 1, as in mmsegmentation: the dilation of
-            the stage before, whose features it reads. ``multi_grid`` comes before it.
-        projection_shortcut: Give the first block a projection in its shortcut even where its input and output have one
-            shape: ``layer1`` of ResNet-18 and 34 in the ResNet-vd of PaddleDetection and RT-DETR.
-        first_block: Further arguments of the first block alone.
+            networks, where the other blocks keep ``inplanes`` channels.
+        multi_grid: Dilation of each block, instead of ``dilation`` (Chen et al., 2017,
+            https://arxiv.org/abs/1706.05587, section 3.1), as in mmsegmentation. Further entries are ignored.
+        contract_dilation: Halve a ``dilation`` above 1 in the first block, as in mmsegmentation. ``multi_grid`` takes
+            precedence.
+        projection_shortcut: Use a projection in the shortcut of the first block even where input and output have the
+            same shape.
+        first_block: Further arguments of only the first block.
         **kwargs: Further arguments of every block: ``dilation``, ``style``, ``with_cp``, ``dcn``, ``plugins``,
             ``init_cfg``.
     """
@@ -66,7 +64,7 @@ class ResLayer(Sequential):
         outplanes = planes * block.expansion
         kwargs |= {"conv_cfg": conv_cfg, "norm_cfg": norm_cfg}
 
-        # The projection is built before the blocks: its weights are the first that the stage draws.
+        # Built before the blocks, as in mmdet: the order of construction is the order of random numbers.
         downsample = None
         if stride != 1 or inplanes != outplanes or projection_shortcut:
             downsample = _projection(inplanes, outplanes, stride, avg_down, conv_cfg, norm_cfg)

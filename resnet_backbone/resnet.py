@@ -1,4 +1,4 @@
-"""ResNet and its C and D variants, as mmdet defines them: same arguments, same names, same numbers to the last bit."""
+"""ResNet and its C and D variants, with the arguments, parameter names and bits of mmdet's."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Cfg = dict[str, Any]
 
 
 class FeatureInfo(NamedTuple):
-    """Information on one of a backbone's outputs.
+    """Information on one output of a backbone.
 
     Attributes:
         module: Name of the module that computes it, such as ``'layer2'``.
@@ -58,54 +58,54 @@ class ResNet(FineTuning):
         num_stages: Number of stages, 1 to 4.
         strides: Stride of each stage.
         dilations: Dilation of each stage.
-        out_indices: The stages, counted from 0, whose features ``forward`` returns. Nothing is computed after the last.
+        out_indices: Indices of the stages, from 0, whose features ``forward`` returns. Later stages are not computed.
         style: ``'pytorch'`` strides in a Bottleneck's 3x3 convolution, ``'caffe'`` in its first 1x1.
-        deep_stem: Three 3x3 convolutions in the stem in place of one 7x7.
-        avg_down: Let the shortcuts average before their 1x1 convolution instead of striding in it.
+        deep_stem: Use three 3x3 convolutions in the stem instead of one 7x7.
+        avg_down: Downsample in the shortcuts by average pooling instead of by a strided 1x1 convolution.
         frozen_stages: Freeze the stem (0), and the stages up to this number (1 to ``num_stages``): no gradients, and
             norm layers in eval mode. -1 freezes nothing.
         conv_cfg: Config of the convolutions; ``None`` means ``dict(type='Conv2d')``. ``dict(type='Conv1d')`` makes a
             ResNet for signals ``(N, C, L)``, ``dict(type='Conv3d')`` one for volumes ``(N, C, T, H, W)``.
         norm_cfg: Config of the norm layers: ``BN1d`` for signals, ``BN3d`` for volumes.
-        norm_eval: Keep every batch norm in eval mode during training: its running statistics do not change, its affine
-            parameters train.
-        dcn: Config of a deformable convolution for the 3x3 of the stages that ``stage_with_dcn`` names.
+        norm_eval: Keep every batch norm in eval mode during training: running statistics stay fixed, affine parameters
+            train.
+        dcn: Config of a deformable convolution that replaces the 3x3 in the stages that ``stage_with_dcn`` selects.
         stage_with_dcn: One boolean per stage.
         plugins: Layers to insert into blocks: ``dict(cfg=dict(type=...), position='after_conv2', stages=(...))``.
-            ``stages`` has one boolean per stage and may be left out; several plugins of one type in one block need a
-            ``postfix`` in their ``cfg``.
-        with_cp: Checkpoint each block: drop its activations after the forward pass and compute them again in the
-            backward pass. A boolean for all stages, or one per stage.
-        zero_init_residual: Start the last norm layer of each block at zero, so that each block starts as an identity
-            (Goyal et al., 2017, https://arxiv.org/abs/1706.02677, section 5.1).
+            ``stages`` has one boolean per stage and is optional. Several plugins of the same type in one block need
+            different ``postfix`` values in their ``cfg``.
+        with_cp: Use activation checkpointing in each block: its activations are recomputed in the backward pass. One
+            boolean, or one per stage.
+        zero_init_residual: Initialise the last norm layer of each block to zero, so that each block starts as an
+            identity (Goyal et al., 2017, https://arxiv.org/abs/1706.02677, section 5.1).
         pretrained: Deprecated: a checkpoint to start from. Use
             ``init_cfg=dict(type='Pretrained', checkpoint=...)``.
         init_cfg: mmengine's initialisation config. ``None`` means Kaiming initialisation of the convolutions.
         fold_norm: Compute each convolution and the batch norm after it as one convolution wherever the norm is in eval
-            mode (``norm_eval``, frozen stages, ``eval()``), which halves the memory saved for the backward pass and
-            takes less time (You et al., 2023, https://arxiv.org/abs/2305.11624). Parameters and state dict are the
-            same, outputs and gradients differ by rounding.
+            mode (``norm_eval``, frozen stages, ``eval()``), which halves the memory saved for the backward pass (You
+            et al., 2023, https://arxiv.org/abs/2305.11624). Parameters and state dict do not change; outputs and
+            gradients differ by rounding.
         channels_last: Use the memory format ``channels_last`` for weights and inputs, which is faster on most devices.
-            Outputs and gradients differ by rounding, the state dict does not differ.
-        multi_grid: Dilation of each block of the last stage, in place of the stage's, as in mmsegmentation (Chen et
+            The state dict does not change; outputs and gradients differ by rounding.
+        multi_grid: Dilation of each block of the last stage, instead of the stage's, as in mmsegmentation (Chen et
             al., 2017, https://arxiv.org/abs/1706.05587, section 3.1).
-        contract_dilation: Give the first block of each dilated stage half of its dilation, as in mmsegmentation.
-        projection_shortcut: Give the first block of every stage a projection in its shortcut, also where its input and
-            output have one shape: ``layer1`` of ResNet-18 and 34 in the ResNet-vd of PaddleDetection and RT-DETR.
-        stem_stride: Stride of the stem: 4; 2, without max pooling; or 1, without striding either, for inputs too short
-            or too small to be reduced before the first stage. The layers and the state dict stay the same.
-        base_width: Number of channels of the first stage's 3x3 convolutions, which each further stage doubles; ``None``
-            means ``base_channels``. 128 makes a Wide ResNet of depth 50 or 101 (Zagoruyko & Komodakis, 2016,
-            https://arxiv.org/abs/1605.07146), as in torchvision.
-        out_stem: Return the stem's features before max pooling as the first level, of stride 2, for decoders such as
-            that of U-Net.
+        contract_dilation: Halve the dilation in the first block of each dilated stage, as in mmsegmentation.
+        projection_shortcut: Use a projection in the shortcut of the first block of every stage, even where input and
+            output have the same shape: ``layer1`` of ResNet-18 and 34 in PaddleDetection and RT-DETR.
+        stem_stride: Stride of the stem: 4; 2, without max pooling; or 1, with neither striding nor pooling, for short
+            signals and small images. The state dict does not change.
+        base_width: Number of channels of the 3x3 convolutions of the first stage, doubled in each further stage;
+            ``None`` means ``base_channels``. 128 gives torchvision's Wide ResNet-50 and 101 (Zagoruyko & Komodakis,
+            2016, https://arxiv.org/abs/1605.07146).
+        out_stem: Also return the features of the stem before max pooling, of stride 2, as the first level, for decoders
+            such as U-Net's.
         device: Device to build on; ``None`` means PyTorch's default.
         dtype: Dtype of parameters and running statistics; ``None`` means PyTorch's default.
-        **unknown: Not allowed: the error suggests the nearest argument.
+        **unknown: Misspelt arguments; the error suggests the nearest one.
 
     Raises:
-        ArgumentError: An argument has a value that is not allowed. It is a ``ValueError`` and an ``AssertionError``;
-            for an invalid ``depth`` or an unknown layer type a ``KeyError`` too, for a wrong type a ``TypeError`` too.
+        ArgumentError: An argument has an invalid value. It is a ``ValueError`` and an ``AssertionError``, also a
+            ``KeyError`` for an invalid ``depth`` or layer type, and a ``TypeError`` for a wrong type.
 
     Examples:
         >>> import torch
@@ -122,16 +122,16 @@ class ResNet(FineTuning):
         152: (Bottleneck, (3, 8, 36, 3)),
     }
 
-    # A subclass may build itself without our __init__ (mmdet's RegNet does); forward then checks no channel count.
+    # A subclass may skip this __init__, as mmdet's RegNet does; forward then does not check the number of channels.
     in_channels: int | None = None
     spatial_dims: int = 2
-    """Number of dimensions of the features, as ``conv_cfg`` decides: 1, 2 or 3."""
+    """Number of spatial dimensions, set by ``conv_cfg``: 1, 2 or 3."""
     stem_stride: int = 4
     fold_norm: bool = False
     channels_last: bool = False
     out_stem: bool = False
     deployed: bool = False
-    # What wrappers around layers hide later on: strides of the stem's layers, channels of the stages.
+    # Strides of the stem's layers and channels of the stages, which wrappers around layers (LoRA's) may hide later.
     _built_strides: Mapping[str, int] = {}
     _built_channels: Mapping[str, int] = {}
 
@@ -216,7 +216,6 @@ class ResNet(FineTuning):
         self._finish_construction(device, dtype)
 
     def _make_stages(self, block_init_cfg: Cfg | None) -> None:
-        """Build the stages, or replace them."""
         self.inplanes = self.stem_channels
         self.res_layers: list[str] = []
         for index, num_blocks in enumerate(self.stage_blocks):
@@ -246,7 +245,7 @@ class ResNet(FineTuning):
         self._built_channels = {name: channels_of(getattr(self, name)) for name in self.res_layers}
 
     def _finish_construction(self, device: Any, dtype: torch.dtype | None) -> None:
-        """Apply the arguments that are about the modules as built; a subclass that replaces some calls it again."""
+        """Apply the arguments that concern modules already built. Subclasses that replace modules call it again."""
         if device is not None or dtype is not None:
             self.to(device=device, dtype=dtype)
         self._freeze_stages()
@@ -255,7 +254,7 @@ class ResNet(FineTuning):
             self.to(memory_format=memory_format(self.spatial_dims))
 
     def _set_fold_norm(self, fold_norm: bool) -> None:
-        # Set on the blocks rather than passed: those of a subclass need not have the argument.
+        # Set as an attribute, because the blocks of a subclass need not accept the argument.
         self.fold_norm = fold_norm
         module: Any
         for module in self.modules():
@@ -272,11 +271,10 @@ class ResNet(FineTuning):
         return self.arch_settings[depth]
 
     def _stage_planes(self, index: int) -> int:
-        """Return ``planes`` of a stage."""
         return int(self.base_channels * 2**index)
 
     def _stage_options(self, index: int) -> Cfg:
-        """Return further arguments of a stage, where they are set: a subclass's stage need not have them."""
+        """Arguments of a stage beyond mmdet's, only those in use: the stages of a subclass need not accept them."""
         options: Cfg = {"contract_dilation": True} if self.contract_dilation else {}
         if self.projection_shortcut:
             options["projection_shortcut"] = True
@@ -287,7 +285,7 @@ class ResNet(FineTuning):
         return options
 
     def _set_init_cfg(self, pretrained: str | None) -> Cfg | None:
-        """Set ``init_cfg``; return that of the blocks."""
+        """Set ``init_cfg`` and return the one of the blocks."""
         if pretrained is not None:
             init_cfg = _pretrained_init_cfg(pretrained)
             if self.init_cfg:
@@ -309,15 +307,14 @@ class ResNet(FineTuning):
         return None
 
     def _block_init_cfg(self) -> Cfg | None:
-        """Return the config that starts each block's last norm layer at zero."""
-        # A subclass of the blocks starts its last norm layer at one, as in mmdet.
+        # Subclasses of the blocks do not zero-initialise, as in mmdet.
         if self.block not in (BasicBlock, Bottleneck):
             return None
         last_norm = "norm2" if self.block is BasicBlock else "norm3"
         return {"type": "Constant", "val": 0, "override": {"name": last_norm}}
 
     def _make_stem_layer(self, in_channels: int, stem_channels: int) -> None:
-        """Build the stem: stride ``stem_stride``, from ``in_channels`` to ``stem_channels``."""
+        """Build the stem."""
         stride = 1 if self.stem_stride == 1 else 2
         if self.deep_stem:
             half = stem_channels // 2
@@ -344,14 +341,14 @@ class ResNet(FineTuning):
         return conv, build_norm_layer(self.norm_cfg, out_channels)[1], nn.ReLU(inplace=True)
 
     def make_stage_plugins(self, plugins: list[Cfg], stage_idx: int) -> list[Cfg]:
-        """Choose the plugins of one stage.
+        """Select the plugins of one stage.
 
         Args:
             plugins: The plugins of the backbone.
             stage_idx: Index of the stage, from 0.
 
         Returns:
-            The plugins whose ``stages`` include the stage, or that have none, without their ``stages``.
+            The plugins whose ``stages`` include this stage or are not given, without the key ``stages``.
         """
         return [
             {key: plugin[key] for key in plugin if key != "stages"}
@@ -360,7 +357,7 @@ class ResNet(FineTuning):
         ]
 
     def make_res_layer(self, **kwargs: Any) -> nn.Module:
-        """Build one stage; a subclass overrides this to use another.
+        """Build one stage. Subclasses override this to change the stages.
 
         Args:
             **kwargs: The arguments of ``ResLayer``.
@@ -369,13 +366,13 @@ class ResNet(FineTuning):
 
     @property
     def norm1(self) -> nn.Module:
-        """The norm layer of the stem; a deep stem has none of this name."""
+        """The norm layer of the stem. A deep stem has no ``norm1``."""
         norm: nn.Module = getattr(self, self.norm1_name)
         return norm
 
     @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        """Information on each tensor that ``forward`` returns, in their order."""
+        """One ``FeatureInfo`` for each tensor that ``forward`` returns, in the same order."""
         infos = []
         if self.out_stem:
             name = "stem" if self.deep_stem else "relu"
@@ -389,12 +386,12 @@ class ResNet(FineTuning):
 
     @property
     def out_channels(self) -> tuple[int, ...]:
-        """Number of channels of each tensor that ``forward`` returns."""
+        """The number of channels of each output."""
         return tuple(info.channels for info in self.feature_info)
 
     @property
     def out_strides(self) -> tuple[int, ...]:
-        """Stride, relative to the input, of each tensor that ``forward`` returns."""
+        """The stride of each output, relative to the input."""
         return tuple(info.reduction for info in self.feature_info)
 
     def _stem_modules(self) -> dict[str, nn.Module]:
@@ -403,12 +400,12 @@ class ResNet(FineTuning):
         return modules | {name: module for name, module in others.items() if module is not None}
 
     def _stem_stride(self, pooled: bool = True) -> int:
-        """Stride of the stem, with its max pooling or before it: a subclass may have another stem."""
+        """The stride of the stem as built, since a subclass may have another, after or before max pooling."""
         modules = {name: module for name, module in self._stem_modules().items() if pooled or name != "maxpool"}
         return math.prod(_stride_of(module, self._built_strides.get(name, 1)) for name, module in modules.items())
 
     def _stage_channels(self, name: str) -> int:
-        """Number of channels that a stage returns: as it is or, where a layer in a wrapper does not say, as built."""
+        """Number of output channels of a stage: the current one, or the original one where a wrapper hides it."""
         try:
             return channels_of(getattr(self, name))
         except AttributeError:
@@ -422,11 +419,11 @@ class ResNet(FineTuning):
             x: Images of shape ``(N, in_channels, H, W)``.
 
         Returns:
-            Features of shape ``(N, C, H / stride, W / stride)``, sizes rounded up, of each of ``out_indices``, in
-            ascending order; with ``out_stem``, of the stem before them. ``feature_info`` has channels and strides.
+            One tensor for each of ``out_indices``, in ascending order, of shape ``(N, C, H / stride, W / stride)``,
+            rounded up; with ``out_stem``, the features of the stem come first. See ``feature_info``.
 
         Raises:
-            ArgumentError: ``x`` has another number of dimensions or channels, or no floating-point dtype.
+            ArgumentError: ``x`` has the wrong number of dimensions or channels, or not a floating-point dtype.
         """
         self._check_input(x)
         if self.channels_last:
@@ -458,7 +455,7 @@ class ResNet(FineTuning):
         return x if self.maxpool is None else cast(Tensor, self.maxpool(x))
 
     def _check_input(self, x: Tensor) -> None:
-        if isinstance(x, Proxy):  # A symbolic trace, such as mmengine's efficient_conv_bn_eval makes, has no shapes.
+        if isinstance(x, Proxy):  # torch.fx tracing has no shapes
             return
         channels = self.in_channels
         if not isinstance(x, Tensor):
@@ -473,7 +470,7 @@ class ResNet(FineTuning):
             raise ArgumentTypeError(f"x must be of a floating-point dtype, got {x.dtype}: normalise the image first")
 
     def train(self, mode: bool = True) -> Self:
-        """Switch between training and evaluation; what is frozen stays so, and so does ``norm_eval``.
+        """Set training or evaluation mode, with ``frozen_stages`` and ``norm_eval`` applied.
 
         Args:
             mode: Whether to train.
@@ -490,15 +487,14 @@ class ResNet(FineTuning):
         return self
 
     def _runs_stem_as_ours(self) -> bool:
-        """Whether the norm layer follows the convolution at once; a subclass's own forward may do otherwise."""
+        """Whether the norm layer directly follows the convolution, which a subclass may change in ``forward``."""
         return type(self).forward is ResNet.forward
 
     def switch_to_deploy(self) -> Self:
         """Fuse every batch norm into its convolution, in place, for inference.
 
-        The outputs differ by rounding. What is left has no batch norms and cannot train: it stays frozen, its state
-        dict has other keys (load a training checkpoint before the call), and ``compile()`` makes its weights constants.
-        A second call changes nothing.
+        Outputs differ by rounding. The result stays frozen and cannot train. Its state dict has other keys, so load
+        checkpoints before the call. ``compile()`` turns its weights into constants. A second call has no effect.
 
         Returns:
             The backbone, in eval mode.
@@ -521,8 +517,8 @@ class ResNet(FineTuning):
         if pretrained is not None:
             self.init_cfg = _pretrained_init_cfg(pretrained)
             self._is_init = False
-        # Random numbers fill a tensor in the order of its memory: in that of the default format, a seed gives the
-        # same weights with and without channels_last.
+        # Random numbers fill a tensor in memory order. In the default format, a seed gives the same weights with and
+        # without channels_last.
         if self.channels_last:
             self.to(memory_format=torch.contiguous_format)
         super().init_weights()  # type: ignore[no-untyped-call]
@@ -530,7 +526,7 @@ class ResNet(FineTuning):
             self.to(memory_format=memory_format(self.spatial_dims))
 
     def _dump_init_info(self) -> None:
-        """Write mmengine's report on every parameter to log files; to the console at log level DEBUG only."""
+        """Write mmengine's report on every parameter to log files, and to the console only at log level DEBUG."""
         logger = MMLogger.get_current_instance()
         to_file = any(isinstance(handler, logging.FileHandler) for handler in logger.handlers)
         if to_file or logger.level == logging.DEBUG:
@@ -542,11 +538,11 @@ class ResNetV1c(ResNet):
 
     Args:
         depth: 18, 34, 50, 101 or 152.
-        deep_stem: Always true.
-        **kwargs: The further arguments of ``ResNet``.
+        deep_stem: Must be true.
+        **kwargs: The other arguments of ``ResNet``.
 
     Raises:
-        ArgumentError: As ``ResNet``; and ``deep_stem`` is false.
+        ArgumentError: As for ``ResNet``, or ``deep_stem`` is false.
     """
 
     @names_misspelt
@@ -557,15 +553,15 @@ class ResNetV1c(ResNet):
 
 
 class ResNetV1d(ResNetV1c):
-    """ResNet-D: ResNet-C whose shortcuts average before they project (He et al., 2018, section 4).
+    """ResNet-D: ResNet-C with average pooling in the shortcuts (He et al., 2018, section 4).
 
     Args:
         depth: 18, 34, 50, 101 or 152.
-        avg_down: Always true.
-        **kwargs: The further arguments of ``ResNet``.
+        avg_down: Must be true.
+        **kwargs: The other arguments of ``ResNet``.
 
     Raises:
-        ArgumentError: As ``ResNet``; and ``deep_stem`` or ``avg_down`` is false.
+        ArgumentError: As for ``ResNet``, or ``deep_stem`` or ``avg_down`` is false.
     """
 
     @names_misspelt
@@ -582,7 +578,7 @@ def _pretrained_init_cfg(checkpoint: Any) -> Cfg:
 
 
 def _stride_of(module: nn.Module, built: int) -> int:
-    """The stride of a layer, or ``built`` where a wrapper (an adapter such as LoRA's) does not tell."""
+    """The stride of a layer, or ``built`` where a wrapper hides it."""
     if isinstance(module, nn.Identity):
         return 1
     stride = getattr(module, "stride", built)
