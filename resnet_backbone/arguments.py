@@ -1,4 +1,4 @@
-"""Argument checks of backbones and blocks: each argument is checked once, where it is first known."""
+"""Argument checks of backbones and blocks."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ _FLAGS = (
     *("deep_stem", "avg_down", "norm_eval", "zero_init_residual", "fold_norm", "channels_last", "contract_dilation"),
     *("projection_shortcut", "out_stem"),
 )
-# Set by the block, for a deformable convolution as for the convolution that it replaces.
+# Set by the block, as for the convolution that dcn replaces.
 _SET_BY_BLOCK = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "bias")
 
 
 def names_misspelt(init: Init) -> Init:
-    """Decorate an ``__init__`` so that a misspelt argument is named, where Python would name the missing one.
+    """Decorate an ``__init__`` so that the error for a misspelt required argument names it, not the missing one.
 
     Args:
         init: The ``__init__`` of a backbone.
@@ -64,7 +64,7 @@ def names_misspelt(init: Init) -> Init:
 
 
 def unknown_argument(cls: type, name: str) -> ArgumentTypeError:
-    """Return the error for an argument that a backbone does not have, with the nearest that it has."""
+    """Return the error for an unknown argument, with the nearest known one."""
     return ArgumentTypeError(f"{cls.__name__} has no argument {name!r}.{did_you_mean(name, _known_arguments(cls))}")
 
 
@@ -77,7 +77,7 @@ def _known_arguments(cls: type) -> set[str]:
 
 
 def check_arguments(backbone: Any, device: Any, dtype: Any) -> None:
-    """Check the arguments of a ResNet, all but those that its blocks check.
+    """Check the arguments of a ResNet, except those that its blocks check.
 
     Args:
         backbone: The ResNet, with its other arguments as attributes, and ``stage_blocks`` for all stages of its depth.
@@ -110,7 +110,7 @@ def check_arguments(backbone: Any, device: Any, dtype: Any) -> None:
         check_flag("with_cp", backbone.with_cp)
     if backbone.dcn is not None:
         check_stage_mask("stage_with_dcn", backbone.stage_with_dcn, num_stages)
-        if not any(backbone.stage_with_dcn):  # No block will check it.
+        if not any(backbone.stage_with_dcn):  # no block checks it
             _check_dcn(backbone.dcn, backbone.conv_cfg)
     _check_stage_plugins(backbone.plugins, num_stages)
     _check_init_cfg(backbone.init_cfg)
@@ -123,7 +123,7 @@ def check_arguments(backbone: Any, device: Any, dtype: Any) -> None:
 
 
 def check_block_arguments(block: Any, dcn: Any) -> None:
-    """Check the arguments of a residual block, all but its plugins.
+    """Check the arguments of a residual block, except its plugins.
 
     Args:
         block: The block, with its other arguments as attributes.
@@ -144,7 +144,7 @@ def check_block_arguments(block: Any, dcn: Any) -> None:
 
 
 def check_multi_grid(multi_grid: Any, num_blocks: int) -> None:
-    """Check that there is at least one dilation, a positive integer, for each block of a stage."""
+    """Check for a dilation, a positive integer, for each block of a stage."""
     if not _is_sequence(multi_grid):
         raise ArgumentTypeError(f"multi_grid must be a sequence of {num_blocks} integers, got {multi_grid!r}")
     if len(multi_grid) < num_blocks:
@@ -157,7 +157,7 @@ def check_multi_grid(multi_grid: Any, num_blocks: int) -> None:
 
 
 def check_flag(name: str, value: Any) -> None:
-    """Check for a boolean: Python's, NumPy's, 0 or 1, or ``None``, as mmdet takes it. ``'False'`` would be true."""
+    """Check for a boolean, 0, 1 or ``None``, which mmdet accepts too. The string ``'False'`` would be true."""
     if value is not None and not isinstance(value, (bool, np.bool_)) and not (is_int(value) and value in (0, 1)):
         raise ArgumentTypeError(f"{name} must be True or False, got {value!r}")
 
@@ -266,7 +266,7 @@ def _check_dcn_groups(dcn: Mapping[str, Any], channels: int | None) -> None:
 
 
 def _check_stage_plugins(plugins: Any, num_stages: int) -> None:
-    """Check what chooses the stages of plugins; the blocks check the rest."""
+    """Check the keys and ``stages`` of plugins; the blocks check the rest."""
     for plugin in _listed(plugins):
         unknown = plugin.keys() - {"cfg", "position", "stages"}
         if unknown:
@@ -278,7 +278,7 @@ def _check_stage_plugins(plugins: Any, num_stages: int) -> None:
 
 
 def check_block_plugins(plugins: Any, positions: Sequence[str]) -> None:
-    """Check the plugins of a block, which has some positions for them."""
+    """Check the plugins of a block with the given positions."""
     for plugin in _listed(plugins):
         if not isinstance(plugin.get("cfg"), Mapping):
             raise ArgumentError(f"each of plugins must be a dict with a 'cfg' dict, got {plugin!r}")

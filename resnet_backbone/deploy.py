@@ -1,4 +1,4 @@
-"""What ``switch_to_deploy`` makes of a trained backbone: batch norms fused into convolutions, and no training."""
+"""``switch_to_deploy``: fuse batch norms into convolutions for inference."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CANNOT_TRAIN = "a deployed backbone cannot train: build it again and load its tr
 
 
 class ChannelAffine(nn.Module):
-    """Scale and shift of each channel: a batch norm whose convolution has no bias to fuse it into.
+    """Scale and shift per channel, in place of a batch norm that cannot be fused into its convolution.
 
     Args:
         scale: Shape ``(C,)``.
@@ -53,9 +53,9 @@ class ChannelAffine(nn.Module):
 def fuse_conv_bn(backbone: nn.Module, stem: Pairs) -> None:
     """Replace, in place, every batch norm that follows a convolution, and freeze all parameters.
 
-    Ordinary convolutions and deformable ones of type 'DCNv2' absorb it; after any other it becomes a ``ChannelAffine``.
-    Other norm layers stay, and so do those in blocks with a ``forward`` of their own and in plugins other than mmcv's
-    ``ConvModule``.
+    Ordinary convolutions and deformable ones of type 'DCNv2' absorb it; after others it becomes a ``ChannelAffine``.
+    Norm layers of other types stay, and so do those of blocks that override ``forward`` and of plugins other than
+    mmcv's ``ConvModule``.
 
     Args:
         backbone: The backbone, in eval mode.
@@ -73,7 +73,7 @@ def fuse_conv_bn(backbone: nn.Module, stem: Pairs) -> None:
 
 
 def _pairs_in(part: nn.Module) -> Pairs:
-    """Names of the convolutions that ``part`` runs right before a norm layer, and of the norm layers."""
+    """Pairs of names of convolutions in ``part`` and the norm layers that directly follow them."""
     if computes_as_ours(part):
         return cast(Pairs, part.conv_norm_names)
     if isinstance(part, ConvModule) and part.with_norm and part.order.index("norm") == part.order.index("conv") + 1:
@@ -85,7 +85,7 @@ def _pairs_in(part: nn.Module) -> Pairs:
 
 
 def computes_as_ours(part: nn.Module) -> bool:
-    """Whether ``part`` has ``conv_norm_names`` that describe its forward pass: no subclass computes otherwise."""
+    """Whether ``conv_norm_names`` of ``part`` describes its forward pass, that is, no subclass overrides the latter."""
     names, *computations = (
         next((depth for depth, cls in enumerate(type(part).__mro__) if name in vars(cls)), math.inf)
         for name in ("conv_norm_names", "forward", "_residual_and_shortcut", "_middle")
@@ -109,21 +109,19 @@ def _fold_pair(owner: nn.Module, name_of_conv: str, name_of_norm: str) -> None:
 
 
 def _is_conv(layer: nn.Module) -> bool:
-    """Whether ``layer`` is a convolution, ordinary or not."""
     return "Conv" in type(layer).__name__
 
 
 def _takes_bias(layer: nn.Module) -> bool:
-    """Whether ``layer`` is TridentNet's, or of type 'DCNv2', ours or compiled mmcv's: it convolves and adds a bias."""
+    """Whether ``layer`` is a TridentConv or a DCNv2 (this package's or mmcv's), which convolve and add a bias."""
     return type(layer).__name__ in (ModulatedDeformConv2dPack.__name__, "TridentConv")
 
 
 def freeze_weights(compiled: Callable[..., Levels]) -> Callable[..., Levels]:
-    """Return a compiled backbone's call with the weights as constants on CPUs, laid out for inductor's kernels.
+    """Make the weights of a compiled backbone constants on CPUs, so that inductor can lay them out for its kernels.
 
-    Inductor's own option, ``torch.compile(options={"freezing": True})``, takes effect too late: dynamo, which reads the
-    global setting only, has made inputs of the weights by then. Inputs that require grad, or are on another device, are
-    computed as usual.
+    ``torch.compile(options={"freezing": True})`` has no effect here, because dynamo reads only the global setting.
+    Inputs that require grad or are on another device are computed as usual.
 
     Args:
         compiled: The result of ``torch.compile``.
@@ -140,23 +138,19 @@ def freeze_weights(compiled: Callable[..., Levels]) -> Callable[..., Levels]:
 
 
 class Deployed(nn.Module):
-    """What a backbone does differently after ``switch_to_deploy``: it stays in eval mode, and frozen."""
+    """Mixin of a backbone after ``switch_to_deploy``: it stays in eval mode and frozen."""
 
     deployed = True
     training_class: type[nn.Module]
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode of the backbone itself, as a frozen one: its layers stay in eval mode.
-
-        Args:
-            mode: Whether the network around it trains.
-        """
+        """Set ``training`` of the backbone itself; its layers stay in eval mode."""
         super().train(False)
         self.training = mode
         return self
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """Refuse to train.
+        """Raise an error unless ``requires_grad`` is false.
 
         Raises:
             DeployedError: ``requires_grad`` is true.
@@ -166,7 +160,7 @@ class Deployed(nn.Module):
         return self
 
     def freeze(self, stages: int) -> Self:
-        """Refuse to thaw; it is frozen whole.
+        """Raise an error: all stages are frozen.
 
         Raises:
             DeployedError: Always.
@@ -179,11 +173,11 @@ class Deployed(nn.Module):
             raise DeployedError(CANNOT_TRAIN)
 
     def switch_to_deploy(self) -> Self:
-        """Return the backbone as it is."""
+        """Do nothing; return the backbone."""
         return self
 
     def init_weights(self, pretrained: str | None = None) -> None:
-        """Refuse to initialise.
+        """Raise an error: there is nothing to train.
 
         Raises:
             DeployedError: Always.
@@ -191,12 +185,7 @@ class Deployed(nn.Module):
         raise DeployedError("a deployed backbone cannot be initialised: call init_weights before switch_to_deploy")
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the backbone in place, on a CPU with its weights as constants: load or change them before.
-
-        Args:
-            *args: As for ``torch.compile``.
-            **kwargs: As for ``torch.compile``.
-        """
+        """Compile in place, with the arguments of ``torch.compile``. On a CPU the weights become constants."""
         super().compile(*args, **kwargs)
         self._compiled_call_impl: Any = freeze_weights(self._compiled_call_impl)
 
@@ -212,18 +201,14 @@ class Deployed(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # Pickle finds classes by name, and deployed_class makes this one's.
+        # Pickle finds classes by name, but this one was made by deployed_class.
         reduced: Any = super().__reduce_ex__(protocol)
         return _new_deployed, (self.training_class,), *reduced[2:]
 
 
 @cache
 def deployed_class(cls: Any) -> type[nn.Module]:
-    """Return the class of a deployed backbone.
-
-    Args:
-        cls: The backbone's class until then.
-    """
+    """Return the deployed variant of a backbone class."""
     return type(cls.__name__, (Deployed, cls), {"training_class": cls, "__module__": cls.__module__})
 
 

@@ -1,9 +1,8 @@
 """Exceptions, and the checks that several modules share.
 
-mmdet raises an ``AssertionError`` for most wrong arguments, a ``KeyError`` or a ``TypeError`` for a few. Code that
-catches those keeps working: an ``ArgumentError`` is a ``ValueError`` and an ``AssertionError``, and its two subclasses
-add what mmdet, or Python, raises in their place. What is wrong with a file is no ``ArgumentError``: a
-``CheckpointError`` is a ``RuntimeError``; it names the file or source, and leaves the backbone as it was.
+mmdet raises an ``AssertionError`` for most wrong arguments, a ``KeyError`` or ``TypeError`` for a few.
+``ArgumentError`` and its subclasses derive from those, so that code that catches them keeps working. Errors of files
+are ``CheckpointError``s, which derive from ``RuntimeError``.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ __all__ = [
 
 
 class ArgumentError(ValueError, AssertionError):
-    """An argument has a value that is not allowed; the message names argument, value and what is allowed."""
+    """An argument has an invalid value. The message names the argument, the value and what is allowed."""
 
 
 class ArgumentTypeError(ArgumentError, TypeError):
@@ -47,7 +46,7 @@ class UnknownNameError(ArgumentError, KeyError):
 
 
 class DeployedError(RuntimeError):
-    """A deployed backbone was asked to train, or for another thing that needs its batch norms."""
+    """An operation that a deployed backbone, which has no batch norms, does not support."""
 
 
 class CheckpointError(RuntimeError):

@@ -1,4 +1,4 @@
-"""What fine-tuning asks of a backbone: freezing and thawing, learning rates by depth, checkpointing of some stages."""
+"""Freezing and thawing, layer-wise learning rates, and activation checkpointing of a backbone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["FineTuning"]
 
 
 class FineTuning(BaseModule):
-    """Base class of ResNet: the methods that set how it trains."""
+    """Base class of ResNet with the methods for fine-tuning."""
 
     num_stages: int
     stage_blocks: Sequence[int]
@@ -31,9 +31,9 @@ class FineTuning(BaseModule):
     def freeze(self, stages: int) -> Self:
         """Freeze the stem and the first stages, and thaw the others.
 
-        Frozen parameters lose their gradients: optimizers leave them as they are, their momentum included, and go on
-        with them once they are thawed. Norm layers whose ``norm_cfg`` has ``requires_grad=False`` stay frozen. Wrap the
-        model in DistributedDataParallel after the call, not before: it expects the gradients of what trained then.
+        The ``grad`` of frozen parameters becomes ``None``, so that optimizers skip them and their state until they are
+        thawed. Norm layers whose ``norm_cfg`` has ``requires_grad=False`` stay frozen. Call this before wrapping the
+        model in DistributedDataParallel, which expects gradients of the parameters that were trainable at that time.
 
         Args:
             stages: The new ``frozen_stages``: -1 thaws everything, 0 freezes the stem, 1 the first stage too, ...
@@ -57,7 +57,7 @@ class FineTuning(BaseModule):
         return self
 
     def _freeze_stages(self) -> None:
-        """Freeze what ``frozen_stages`` says: no gradients, and norm layers in eval mode."""
+        """Apply ``frozen_stages``: no gradients, and eval mode."""
         frozen = set()
         for module_name in self._frozen_modules():
             module = getattr(self, module_name)
@@ -72,7 +72,7 @@ class FineTuning(BaseModule):
     def _frozen_modules(self) -> list[str]:
         if self.frozen_stages < 0:
             return []
-        # A ReLU has no mode, but quantization-aware training fuses layers of one mode only.
+        # For quantization-aware training, which fuses only layers in the same mode.
         relu = ["relu"] if hasattr(self, "relu") else []
         return [*self._stem_names(), *relu, *(f"layer{number}" for number in range(1, self.frozen_stages + 1))]
 
@@ -81,11 +81,11 @@ class FineTuning(BaseModule):
         return ["stem"] if self.deep_stem else ["conv1", self.norm1_name]
 
     def set_grad_checkpointing(self, enable: bool = True, stages: Sequence[int] | None = None) -> None:
-        """Set ``with_cp`` after construction: drop activations, and compute them again in the backward pass.
+        """Set ``with_cp`` after construction.
 
         Args:
-            enable: Whether to.
-            stages: Indices of the stages to set it for, from 0; ``None`` means all. The others stay as they are.
+            enable: Whether to use activation checkpointing.
+            stages: Indices of the stages to change, from 0; ``None`` means all.
 
         Raises:
             ArgumentError: ``enable`` is not a boolean, or ``stages`` are not indices of stages.
@@ -102,16 +102,16 @@ class FineTuning(BaseModule):
                     module.with_cp = with_cp
 
     def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
-        """Return the depth of a parameter, for learning rates that decay with it, in mmpretrain's convention.
+        """Return the depth of a parameter for layer-wise learning rate decay, as mmpretrain does.
 
-        The stem is layer 0, each block is one layer, and what comes after the backbone is the last.
+        The stem is layer 0, each block is one layer, and everything after the backbone is the last layer.
 
         Args:
             param_name: Name of the parameter in the model.
             prefix: Name of the backbone in the model, with a dot: ``'backbone.'``.
 
         Returns:
-            The depth, from 0, and the number of layers: that of the blocks plus 2.
+            The depth, from 0, and the number of layers, which is the number of blocks plus 2.
         """
         num_layers = sum(self.stage_blocks) + 2
         name = param_name.removeprefix(prefix)
@@ -127,11 +127,11 @@ class FineTuning(BaseModule):
     def param_groups(self, lr: float, decay: float) -> list[dict[str, Any]]:
         """Group the parameters by stage for an optimizer, with a learning rate that decays towards the stem.
 
-        Frozen parameters are in the groups as well, so that the optimizer knows them when they are thawed.
+        Frozen parameters are included, so that the optimizer updates them once they are thawed.
 
         Args:
             lr: Learning rate of the last stage.
-            decay: Factor between a stage's learning rate and the next one's.
+            decay: Ratio of the learning rate of a stage to that of the next.
 
         Returns:
             For each of the stem and the stages, ``{'params': [...], 'lr': ..., 'name': 'layer1'}``.

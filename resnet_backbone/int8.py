@@ -1,7 +1,7 @@
-"""A backbone in 8-bit integers, for inference on x86 CPUs: PyTorch's post-training quantization, with its inductor.
+"""8-bit inference on x86 CPUs by PyTorch's post-training quantization (torchao) and inductor.
 
-Weights are quantized per channel, features per tensor, by the ranges that calibration sees (Krishnamoorthi, 2018,
-https://arxiv.org/abs/1806.08342, sections 2 and 3). PyTorch keeps this in the package torchao.
+Weights are quantized per channel, features per tensor, with ranges observed during calibration (Krishnamoorthi, 2018,
+https://arxiv.org/abs/1806.08342, sections 2 and 3).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ Levels = tuple[Tensor, ...]
 
 
 class Int8Backbone(nn.Module):
-    """The result of ``quantize_int8``: a backbone that computes in 8-bit integers, and replaces the original.
+    """The result of ``quantize_int8``: a replacement for the backbone that computes in 8-bit integers.
 
-    The first image of each size compiles the network for it, which takes 10 to 30 seconds.
+    The network is compiled for each new input shape, which takes 10 to 30 seconds.
 
     Args:
         backbone: The backbone that was quantized.
@@ -89,14 +89,13 @@ def quantize_int8(backbone: ResNet, batches: Iterable[Tensor], *, reduce_range: 
     """Quantize a trained backbone to 8-bit integers.
 
     Args:
-        backbone: The backbone, with its trained weights; it stays as it is. Of images, and on a CPU.
-        batches: Batches of preprocessed images for calibration, each ``(N, C, H, W)``: a few dozen images that are
-            typical of those in inference set the ranges of the features.
+        backbone: A trained backbone for images, on a CPU. It is not changed.
+        batches: Batches of preprocessed images for calibration, ``(N, C, H, W)``. A few dozen images are enough.
         reduce_range: Use 7 bits instead of 8 for features, which avoids overflow on CPUs without VNNI instructions.
-            ``None`` means to use 7 on those CPUs only.
+            ``None`` means only on those CPUs.
 
     Returns:
-        A module that replaces ``backbone`` in inference. It cannot be saved: save the backbone.
+        A module that replaces ``backbone`` in inference. It cannot be saved; save the backbone instead.
 
     Raises:
         ArgumentError: ``backbone`` is not for images, or not on a CPU; there is no batch, or one has a wrong shape.
@@ -137,11 +136,11 @@ def _check_images(name: str, x: Any, channels: int | None) -> None:
 
 
 def _graph_of(backbone: ResNet) -> nn.Module:
-    """Return the graph of the deployed backbone, for any batch size and image size."""
+    """Export the deployed backbone with dynamic batch and image sizes."""
     deployed = copy.deepcopy(backbone).eval().switch_to_deploy().float()
     example = torch.zeros(2, backbone.in_channels or 3, 128, 160)
     free = torch.export.Dim.AUTO
-    # torchao finds residual additions in strict graphs only.
+    # torchao recognises residual additions only in strict graphs.
     program = torch.export.export(deployed, (example,), dynamic_shapes=({0: free, 2: free, 3: free},), strict=True)
     return program.module()
 

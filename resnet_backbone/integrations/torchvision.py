@@ -30,7 +30,7 @@ class BackboneWithFPN(nn.Module):
         out_channels: Number of channels of each level.
     """
 
-    # The names under which torchvision's own module of this kind holds the two: checkpoints fit both ways.
+    # With the attribute names of torchvision's module of this name, so that checkpoints are interchangeable.
     def __init__(self, body: nn.Module, fpn: FeaturePyramidNetwork, out_channels: int) -> None:
         super().__init__()
         self.body = body
@@ -61,8 +61,7 @@ def with_fpn(
     """Build a feature pyramid network (Lin et al., 2016, https://arxiv.org/abs/1612.03144) on a backbone.
 
     The result is a ``backbone`` for the detectors of ``torchvision.models.detection``, with the parameter names of
-    torchvision's ``resnet_fpn_backbone``. It has a level for each output of the backbone, whose ``frozen_stages`` and
-    ``norm_eval`` are as without it. Needs torchvision.
+    torchvision's ``resnet_fpn_backbone``. It has a level for each output of the backbone.
 
     Args:
         backbone: A ResNet of this package for images, or a subclass of it; after ``switch_to_deploy`` too.

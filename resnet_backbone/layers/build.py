@@ -1,4 +1,4 @@
-"""Build layers from configs, with mmcv's types and defaults, and errors that name the argument and its config."""
+"""Build layers from configs by mmcv's registry, with errors that name the argument and its config."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def build_plugin_layer(cfg: Cfg, postfix: int | str = "", **kwargs: Any) -> tupl
 
 
 def is_norm(layer: type) -> bool:
-    """Whether a class is a norm layer of PyTorch's, or a subclass of one."""
+    """Whether a class is one of PyTorch's norm layers or a subclass."""
     return issubclass(layer, (nn.modules.batchnorm._BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm))
 
 
@@ -109,7 +109,7 @@ def _look_up(argument: str, name: Any) -> Any:
 
         register_deform_convs()
     with MODELS.switch_scope_and_registry(None) as registry, suppress(TypeError, RuntimeError):
-        if (found := registry.get(name)) is not None:  # which raises where the name is not a string, or ill-formed
+        if (found := registry.get(name)) is not None:  # get raises for a malformed name
             return found
     layers = (*MODELS.module_dict.items(), *registry.module_dict.items())
     known = sorted({known for known, layer in layers if inspect.isclass(layer) and _IS_SUITABLE[argument](layer)})
@@ -121,10 +121,10 @@ def _look_up(argument: str, name: Any) -> Any:
 
 @contextmanager
 def _named(argument: str, cfg: Cfg | None, context: str = "") -> Iterator[None]:
-    """Name the argument and its config in the error of a layer that refuses them."""
+    """Add the argument and its config to errors that a layer's constructor raises."""
     try:
         yield
     except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError, KeyError) as error:
         kinds = ((KeyError, UnknownNameError), (TypeError, ArgumentTypeError), (Exception, ArgumentError))
         kind = next(ours for theirs, ours in kinds if isinstance(error, theirs))
-        raise kind(f"{argument}: {cfg!r} builds no layer{context}: {type(error).__name__}: {error}") from error
+        raise kind(f"{argument}: {cfg!r} cannot be built{context}: {type(error).__name__}: {error}") from error

@@ -1,4 +1,4 @@
-"""Which classes the types 'DCN', 'DCNv2' and 'SAC' stand for here: compiled mmcv's, or ours."""
+"""Registration of the types 'DCN', 'DCNv2' and 'SAC': compiled mmcv's classes or this package's."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ OWN_TYPES: dict[str, type[nn.Module]] = {
 
 
 def has_compiled_mmcv() -> bool:
-    """Whether mmcv was installed with its compiled operators; nothing is imported to find out."""
+    """Whether mmcv is installed with its compiled operators, without importing it."""
     return find_spec("mmcv._ext") is not None
 
 
 def register_deform_convs() -> None:
-    """See to it that the types of ``OWN_TYPES`` exist: mmcv's own, or ours where mmcv's cannot be imported."""
+    """Register the types of ``OWN_TYPES``: mmcv's classes, or this package's where mmcv's cannot be imported."""
     if all(name in ROOT.module_dict and not _is_stale(name) for name in OWN_TYPES):
         return
     if has_compiled_mmcv():
@@ -47,6 +47,6 @@ def register_deform_convs() -> None:
 
 
 def _is_stale(name: str) -> bool:
-    """Whether a type stands for a class of this package from an earlier import, as notebooks reload it."""
+    """Whether a type is registered to a class of this package from before a reload, as in notebooks."""
     known: type[nn.Module] = ROOT.module_dict[name]
     return known.__module__ == OWN_TYPES[name].__module__ and known is not OWN_TYPES[name]

@@ -1,4 +1,4 @@
-"""Parameters that a forward pass does not use, and DistributedDataParallel, which waits for their gradients."""
+"""DistributedDataParallel with parameters that the forward pass does not use."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Output = Tensor | tuple[Any, ...]
 
 
 def mark_unused_for_ddp(unused: Iterable[nn.Module], out: Output) -> Output:
-    """Tell DistributedDataParallel, within the backward pass, that some modules' parameters get no gradient.
+    """Tell DistributedDataParallel that the parameters of some modules get no gradient.
 
-    Without ``find_unused_parameters`` it waits for every parameter's, and refuses the second step if one is missing.
-    A parameter that does get a gradient elsewhere keeps it.
+    Without ``find_unused_parameters`` it waits for the gradient of every parameter, and the second step fails if one is
+    missing. A parameter that gets a gradient elsewhere keeps it.
 
     Args:
         unused: The modules that ``out`` does not depend on.
         out: What the loss is computed from: a tensor, or tuples of them.
 
     Returns:
-        ``out``, with the same values and gradients. Where no process group exists, and where the computation is
-        traced, exported or transformed, it is what was passed in.
+        ``out`` with the same values and gradients; without a process group, and when traced, exported or transformed,
+        the object that was passed in.
     """
     if not torch.is_grad_enabled() or not dist.is_available() or not dist.is_initialized():
         return out
@@ -44,7 +44,7 @@ def mark_unused_for_ddp(unused: Iterable[nn.Module], out: Output) -> Output:
 
 
 class _NoGradient(torch.autograd.Function):
-    """The identity, as a node of the graph that depends on all of the parameters and gives none of them a gradient."""
+    """The identity, with parameters as further inputs that get no gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
@@ -53,5 +53,5 @@ class _NoGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        # No tensors of zeros: outside of DistributedDataParallel the parameters' grad stays None.
+        # None rather than zeros: outside of DistributedDataParallel, the grad of the parameters stays None.
         return grad, *[None] * ctx.number

@@ -1,8 +1,7 @@
-"""Deformable convolution on torchvision's operator: mmcv's 'DCN' and 'DCNv2' for those who did not compile mmcv.
+"""Deformable convolution on torchvision's operator: mmcv's 'DCN' and 'DCNv2' without compiled mmcv.
 
-Both compute their own sampling offsets from their input, so that they stand wherever an ordinary convolution can.
-Arguments, state-dict keys, initialisation and the reading of old checkpoints are those of ``mmcv.ops``, and so are the
-outputs, to the last bit on a CPU: a checkpoint goes both ways.
+Both compute their sampling offsets from their input, so they can replace any ordinary convolution. Arguments,
+state-dict keys, initialisation and outputs, to the last bit on a CPU, are those of ``mmcv.ops``. Old checkpoints load.
 """
 
 from __future__ import annotations
@@ -30,16 +29,16 @@ __all__ = [
 Size = int | tuple[int, int]
 
 
-# Not an nn.Conv2d: mmengine's Kaiming initialisation knows layers by the names of their class and its bases, and
-# must draw nothing for this weight.
+# Not an nn.Conv2d, because mmengine's Kaiming initialisation matches the names of base classes, and must not draw for
+# this weight.
 class _DeformConvPack(nn.Module):
-    """What both versions share: the weight, the convolution that makes the offsets, the call of the operator."""
+    """Base class: the weight, the convolution that computes the offsets, and the call of the operator."""
 
-    # Written into checkpoints, as mmcv does: those before version 2 have other names, see ``rename_old_offsets``.
+    # As in mmcv. Checkpoints before version 2 have other names, see ``rename_old_offsets``.
     _version = 2
 
     channels_per_point: ClassVar[int]
-    """How many numbers ``conv_offset`` makes for each sampling point."""
+    """Number of output channels of ``conv_offset`` per sampling point."""
 
     def __init__(
         self,
@@ -70,7 +69,7 @@ class _DeformConvPack(nn.Module):
         self.dilation: tuple[int, int] = _pair(dilation)
         self.groups = groups
         self.deform_groups = deform_groups
-        # What code that handles any convolution (mmcv's ConvModule, parameter counters) reads from an nn.Conv2d.
+        # Attributes of nn.Conv2d that code for any convolution reads, such as mmcv's ConvModule.
         self.transposed = False
         self.output_padding = (0,)
 
@@ -88,7 +87,7 @@ class _DeformConvPack(nn.Module):
         self.init_weights()
 
     def reset_parameters(self) -> None:
-        """Draw the weight; the bias, where there is one, starts at zero."""
+        """Draw the weight, and set the bias to zero."""
         raise NotImplementedError
 
     def init_weights(self) -> None:
@@ -120,15 +119,14 @@ class DeformConv2dPack(_DeformConvPack):
         padding: Zeros added on each side.
         dilation: Distance between the kernel's points.
         groups: Number of groups of the convolution.
-        deform_groups: Number of groups of input channels, each with offsets of its own.
-        bias: Always false.
-        im2col_step: Accepted for mmcv's sake; torchvision's operator chooses how many images it unfolds at a time, so
-            that any batch size will do.
+        deform_groups: Number of groups of input channels with separate offsets.
+        bias: Must be false.
+        im2col_step: Ignored, for compatibility with mmcv: torchvision's operator accepts any batch size.
         deformable_groups: The old name of ``deform_groups``.
 
     Raises:
-        ArgumentError: ``bias`` is true, a number of groups does not divide the channels, or ``im2col_step`` is no
-            positive integer.
+        ArgumentError: ``bias`` is true, a number of groups does not divide the channels, or ``im2col_step`` is not
+            a positive integer.
         ImportError: torchvision is missing.
     """
 
@@ -159,7 +157,7 @@ class DeformConv2dPack(_DeformConvPack):
         self.im2col_step = im2col_step
 
     def reset_parameters(self) -> None:
-        """Draw the weight from He et al.'s uniform distribution."""
+        """Draw the weight by Kaiming uniform initialisation."""
         nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -187,7 +185,7 @@ class ModulatedDeformConv2dPack(_DeformConvPack):
         padding: Zeros added on each side.
         dilation: Distance between the kernel's points.
         groups: Number of groups of the convolution.
-        deform_groups: Number of groups of input channels, each with offsets and weights of its own.
+        deform_groups: Number of groups of input channels with separate offsets and masks.
         bias: Whether to add a bias to the output.
         deformable_groups: The old name of ``deform_groups``.
 
@@ -218,7 +216,7 @@ class ModulatedDeformConv2dPack(_DeformConvPack):
         )  # fmt: skip
 
     def reset_parameters(self) -> None:
-        """Draw the weight uniformly, up to one over the square root of the points that an output is summed from."""
+        """Draw the weight uniformly within ``1 / sqrt(in_channels * kh * kw)``, and set the bias to zero."""
         bound = 1 / math.sqrt(self.in_channels * math.prod(self.kernel_size))
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
@@ -241,7 +239,7 @@ class ModulatedDeformConv2dPack(_DeformConvPack):
         # Two thirds are (y, x) offsets in turn, as for 'DCN'; the last third are the weights.
         points = self.deform_groups * math.prod(self.kernel_size)
         offset, mask = self.conv_offset(x).split([2 * points, points], dim=1)
-        # A copy of its own: the backward pass would otherwise keep the weights' third as well.
+        # contiguous(), because a view would keep the masks alive for the backward pass as well.
         return self._sample_and_convolve(x, offset.contiguous(), torch.sigmoid(mask))
 
 
@@ -257,8 +255,8 @@ def sample_and_convolve(
 ) -> Tensor:
     """Compute ``deform_conv2d`` in single precision at least, and return the dtype of ``offset``.
 
-    It adds offsets to pixel positions in the precision of its input, and half precision cannot tell neighbouring
-    pixels apart beyond 256 (bfloat16) or 2048 (float16). On a CPU it knows neither.
+    The operator adds offsets to pixel positions in the precision of its input, and half precision cannot represent
+    neighbouring pixels beyond 256 (bfloat16) or 2048 (float16). On a CPU it supports neither.
     """
     dtype = torch.float64 if offset.dtype == torch.float64 else torch.float32
     out = deform_conv2d(
@@ -271,10 +269,10 @@ def sample_and_convolve(
         dilation,
         None if mask is None else mask.to(dtype),
     )
-    # The operator returns (N, C, H, W) in memory whatever it is given: the next layers would copy to and fro.
+    # The operator always returns the default memory format.
     if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
         out = out.contiguous(memory_format=torch.channels_last)
-    # Under autocast the offsets' convolution returns what an ordinary convolution in this one's place would.
+    # Under autocast, offset has the dtype that an ordinary convolution would return.
     return out.to(offset.dtype)
 
 
@@ -350,8 +348,8 @@ def is_on_border(
 def rename_old_offsets(state_dict: dict[str, Any], conv: str) -> None:
     """Turn a checkpoint's old names of a deformable convolution's offsets into today's, in place.
 
-    mmcv renames in the layer itself, which since torch 1.13 is handed the keys below its own name alone: the old ones
-    are not among them, and the offsets stay zero. Therefore a block does it for its layers, mmcv's included.
+    mmcv renames in the layer itself, which since torch 1.13 receives only keys below its own name, so the old ones are
+    missed. Blocks therefore rename for their layers, including mmcv's.
 
     Args:
         state_dict: The keys of the block that has the convolution, or more.
@@ -377,8 +375,8 @@ def _require_torchvision() -> None:
 def _renamed_deform_groups(deform_groups: int, deformable_groups: int) -> int:
     if deform_groups != 1:
         raise ArgumentError(
-            f"deform_groups={deform_groups!r} and deformable_groups={deformable_groups!r} are two names of one "
-            "argument: give deform_groups alone"
+            f"deform_groups={deform_groups!r} and deformable_groups={deformable_groups!r} are two names of the same "
+            "argument: give only deform_groups"
         )
     warnings.warn("deformable_groups is deprecated: write deform_groups", DeprecationWarning, stacklevel=4)
     return deformable_groups

@@ -1,7 +1,4 @@
-"""The number of spatial dimensions: 1 for signals, 2 for images, 3 for volumes and videos.
-
-It is that of the convolutions of ``conv_cfg``; what else depends on it is here.
-"""
+"""Layers and checks that depend on the number of spatial dimensions: 1 for signals, 2 for images, 3 for volumes."""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ __all__ = [
 Cfg = dict[str, Any]
 
 _CONVS: Mapping[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-# Group norm and synchronised batch norm take any number of dimensions.
+# GroupNorm and SyncBatchNorm accept any number of dimensions.
 _NORMS: Mapping[int, tuple[type[nn.Module], ...]] = {
     1: (nn.BatchNorm1d, nn.InstanceNorm1d),
     2: (nn.BatchNorm2d, nn.InstanceNorm2d),
@@ -49,27 +46,27 @@ def spatial_dims_of(conv_cfg: Cfg | None) -> int:
     Raises:
         ArgumentError: ``conv_cfg`` is not a dict with a registered type.
     """
-    # Other convolutions than PyTorch's, such as deformable ones, are for images.
+    # Convolutions other than PyTorch's, such as deformable ones, are for images.
     return _find(layer_type("conv_cfg", conv_cfg), _CONVS) or 2
 
 
 def check_dims(conv_cfg: Cfg | None, norm_cfg: Cfg) -> None:
-    """Check that the norm layers are for the number of dimensions of the convolutions.
+    """Check that norm layers and convolutions have the same number of dimensions.
 
     Args:
         conv_cfg: Config of the convolutions.
         norm_cfg: Config of the norm layers.
 
     Raises:
-        ArgumentError: They are not; the norm layer is PyTorch's LayerNorm, which does not normalise channels; or one of
-            the two is not a dict with a registered type.
+        ArgumentError: They do not, the norm layer is ``nn.LayerNorm``, which does not normalise channels, or a config
+            is not a dict with a registered type.
     """
     dims = spatial_dims_of(conv_cfg)
     norm_type = layer_type("norm_cfg", norm_cfg)
     if norm_type.forward is nn.LayerNorm.forward:
         raise ArgumentError(
             f"norm_cfg must normalise channels, got {dict(norm_cfg)!r}: PyTorch's LayerNorm normalises the last axis "
-            f"of (N, C, {_AXES[dims]}). GroupNorm with one group is near: dict(type='GN', num_groups=1)"
+            f"of (N, C, {_AXES[dims]}). Use GroupNorm with one group instead: dict(type='GN', num_groups=1)"
         )
     norm_dims = _find(norm_type, _NORMS)
     if norm_dims is None or norm_dims == dims:
@@ -86,7 +83,7 @@ def check_dims(conv_cfg: Cfg | None, norm_cfg: Cfg) -> None:
 
 
 def layout(dims: int, channels: Any = "C") -> str:
-    """Write down the axes of features, such as ``'(N, C, H, W)'``.
+    """Return the axes of features as text, such as ``'(N, C, H, W)'``.
 
     Args:
         dims: 1, 2 or 3.
@@ -96,7 +93,7 @@ def layout(dims: int, channels: Any = "C") -> str:
 
 
 def memory_format(dims: int) -> torch.memory_format:
-    """Return the memory format ``channels_last`` of features.
+    """Return the ``channels_last`` memory format for a number of dimensions.
 
     Args:
         dims: 1, 2 or 3.
@@ -105,14 +102,16 @@ def memory_format(dims: int) -> torch.memory_format:
         ArgumentError: ``dims`` is 1, for which PyTorch has no such format.
     """
     if dims == 1:
-        raise ArgumentError("channels_last must be False for signals (N, C, L), which have no such format, got True")
+        raise ArgumentError(
+            "channels_last must be False for signals (N, C, L), for which PyTorch has no such format, got True"
+        )
     return torch.channels_last if dims == 2 else torch.channels_last_3d
 
 
 class MaxPool1d(nn.MaxPool1d):
-    """Max pooling that exports with a dynamic length, which torch.export makes a constant of in ``nn.MaxPool1d``.
+    """Max pooling that exports with a dynamic length; torch.export makes the length of ``nn.MaxPool1d`` constant.
 
-    When traced, it pools an image of one row: with equal results, and slower without gradients.
+    When traced, it pools an image of one row, which gives the same result but is slower.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -140,7 +139,7 @@ def avg_pool(dims: int, size: int) -> nn.Module:
 
 
 def avg_pool3(dims: int, stride: int) -> nn.Module:
-    """Build averaging over 3 positions along each dimension, with a stride; zeros around the input count."""
+    """Build average pooling over 3 positions along each dimension; padding counts."""
     pool: Any = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}[dims]
     built: nn.Module = pool(3, stride, padding=1)
     return built

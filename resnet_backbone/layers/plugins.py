@@ -1,4 +1,4 @@
-"""Dry run of a plugin: does it return features of the shape of its input?"""
+"""Dry run of a plugin: check that it returns features of the shape of its input."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ SIZE = 8
 
 
 def dry_run_plugin(layer: nn.Module, name: str, in_channels: int, dims: int = 2) -> None:
-    """Run a copy of a plugin on features of zeros, and check what it returns.
+    """Run a copy of a plugin on zeros and check the shape of its output.
 
-    The copy runs in eval mode and without affecting the random number generators. A plugin that fails at this size, or
-    on this device, is accepted.
+    The copy runs in eval mode and does not affect the random number generators. A plugin that fails at this size or on
+    this device is accepted.
 
     Args:
         layer: The plugin.
@@ -31,8 +31,8 @@ def dry_run_plugin(layer: nn.Module, name: str, in_channels: int, dims: int = 2)
         dims: Number of spatial dimensions of the features: 1, 2 or 3.
 
     Raises:
-        ArgumentError: It has no ``forward`` of one argument, takes features of another number of dimensions, or does
-            not return a tensor of the shape of its input.
+        ArgumentError: It has no ``forward`` with one argument, expects another number of dimensions, or does not return
+            a tensor of the shape of its input.
     """
     if type(layer).forward is nn.Module.forward:
         raise ArgumentTypeError(f"plugins: {name} must have a forward, got a {type(layer).__name__} without one")
@@ -46,7 +46,7 @@ def dry_run_plugin(layer: nn.Module, name: str, in_channels: int, dims: int = 2)
         for other in {1, 2, 3} - {dims}:
             if _runs(layer, in_channels, other):
                 raise ArgumentError(
-                    f"plugins: {name} takes features {layout(other)}, and conv_cfg makes {layout(dims)}"
+                    f"plugins: {name} expects features {layout(other)}, and conv_cfg makes {layout(dims)}"
                 ) from error
         return
     _check_output(out, name, (1, in_channels, *[SIZE] * dims))

@@ -20,13 +20,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments after the program's name; ``None`` means those of the process.
 
     Returns:
-        The exit status: 0, or 1 where the subcommand says no.
+        The exit status: 0, or 1 after an error.
     """
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))
     except (ValueError, OSError, ImportError, CheckpointError) as error:
-        # Names and paths may hold what would control the terminal.
+        # Names and paths may contain control characters.
         reason = "\n".join(printable(line, 10_000) for line in str(error).splitlines())
         print(f"resnet-backbone {arguments.command}: {reason}", file=sys.stderr)
         return 1

@@ -307,7 +307,7 @@ def fetch_from_hub(repository: str, file: str | None) -> tuple[Path, Preprocessi
         from huggingface_hub import errors, hf_hub_download
     except ImportError as error:
         raise CheckpointError(
-            f"{repository} lies on the Hugging Face hub, which needs the hub extra: pip install 'resnet_backbone[hub]'"
+            f"{repository} is on the Hugging Face hub: pip install huggingface_hub safetensors"
         ) from error
     repository, _, revision = repository.partition("@")
     where: dict[str, Any] = {"repo_id": repository, "revision": revision or None}

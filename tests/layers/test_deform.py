@@ -133,7 +133,7 @@ def test_old_name_of_deform_groups(cls):
     with pytest.warns(DeprecationWarning, match="deform_groups"):
         layer = cls(8, 8, 3, bias=False, deformable_groups=4)
     assert layer.deform_groups == 4
-    with pytest.raises(ArgumentError, match="two names of one argument"):
+    with pytest.raises(ArgumentError, match=r"deform_groups=.*deformable_groups="):
         cls(8, 8, 3, bias=False, deform_groups=2, deformable_groups=4)
 
 
