@@ -123,3 +123,12 @@ def test_unequal_lengths_export():
         others, lengths = unequal(model, count=3, seed=1)
         others = F.pad(others, (0, 10))
         torch.testing.assert_close(program.module()(others, lengths), model(others, lengths))
+
+
+@torch.no_grad()
+def test_compiled_deployed_network_takes_lengths():
+    model = shake(small((1,), kernel_sizes=(3,), num_classes=3)).eval()
+    x, lengths = unequal(model.double())
+    expected = model(x, lengths)
+    model.switch_to_deploy().compile(backend="eager")
+    torch.testing.assert_close(model(x, lengths), expected)

@@ -21,10 +21,10 @@ def small(**arguments):
     return shake(ResNet(18, **arguments)).train()
 
 
-def two_steps(model, x):
+def two_steps(model, *inputs):
     for _ in range(2):  # the second step fails where the first has left a parameter unaccounted for
         model.zero_grad()
-        loss_of(model(x)).backward()
+        loss_of(model(*inputs)).backward()
 
 
 ARGUMENTS = [
@@ -87,14 +87,15 @@ def test_a_stage_that_is_used_elsewhere_keeps_its_gradients(request):
     assert_same_bits(gradients(wrapped), gradients(alone))
 
 
-def test_branches_of_several_scales(request):
+@pytest.mark.parametrize("lengths", [None, [64, 40]])
+def test_branches_of_several_scales(lengths, request):
     backbone = MultiScaleResNet1d(base_channels=4, out_indices=(0, 1), kernel_sizes=(3, 5)).train()
     alone = copy.deepcopy(backbone)
     x = torch.rand(2, 1, 64)
-    two_steps(alone, x)
+    two_steps(alone, x, lengths)
     assert alone.layer3.branches[0][0].conv1.weight.grad is None
     request.getfixturevalue("process_group")
-    two_steps(DistributedDataParallel(backbone), x)
+    two_steps(DistributedDataParallel(backbone), x, lengths)
     used = [(p.grad, q.grad) for p, q in zip(backbone.parameters(), alone.parameters()) if q.grad is not None]
     assert_same_bits(*zip(*used))
 
