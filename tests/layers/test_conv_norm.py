@@ -48,7 +48,6 @@ def assert_close_computation(exact, folded, x, tolerance):
             assert relative(ours, theirs) < tolerance, name
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-10)])
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -65,11 +64,11 @@ def assert_close_computation(exact, folded, x, tolerance):
     ],
     ids=str,
 )
-def test_outputs_and_gradients(arguments, dtype, tolerance):
+def test_outputs_and_gradients(arguments):
     torch.manual_seed(0)
-    exact, folded = pair(dtype=dtype, **arguments)
-    x = torch.randn(2, 3, 64, 64, dtype=dtype, requires_grad=True)
-    assert_close_computation(exact, folded, x, tolerance)
+    exact, folded = pair(dtype=torch.float64, **arguments)
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64, requires_grad=True)
+    assert_close_computation(exact, folded, x, 1e-10)
 
 
 @pytest.mark.parametrize(
@@ -138,8 +137,7 @@ def test_frozen_stages_keep_nothing():
     assert bytes_kept(folded, lambda: folded(torch.rand(1, 3, 64, 64))) == 0
 
 
-@pytest.mark.parametrize("autocast", [torch.bfloat16])
-def test_autocast(autocast):
+def test_autocast():
     torch.manual_seed(0)
     exact, folded = pair(depth=18)
     reference, _ = pair(depth=18)
@@ -149,13 +147,11 @@ def test_autocast(autocast):
     errors = []
     for backbone in (folded, exact):
         backbone.zero_grad()
-        with torch.autocast("cpu", autocast):
+        with torch.autocast("cpu", torch.bfloat16):
             levels = backbone(x)
-        assert all(level.dtype == autocast for level in levels)
+        assert all(level.dtype == torch.bfloat16 for level in levels)
         loss_of(level.float() for level in levels).backward()
-        errors.append(
-            [relative(a, b) for a, b in zip(gradients(backbone), gradients(reference)) if b is not None]
-        )  # fmt: skip
+        errors.append([relative(a, b) for a, b in zip(gradients(backbone), gradients(reference)) if b is not None])
         assert all(parameter.grad.dtype == torch.float32 for parameter in backbone.parameters())
     # Rounding to bfloat16 moves both away from the gradients of single precision; folded no further than exact.
     assert max(errors[0]) < 1.5 * max(errors[1])
@@ -327,7 +323,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_changed_weights_count_at_once(change):
     torch.manual_seed(0)
-    _, folded = pair(depth=50, frozen_stages=1)
+    _, folded = pair(depth=50, frozen_stages=1, num_stages=1, strides=(1,), dilations=(1,), out_indices=(0,))
     exact = copy.deepcopy(folded)
     exact._set_fold_norm(False)
     x = torch.rand(1, 3, 64, 64)
