@@ -243,6 +243,6 @@ def test_block_refuses(block, arguments, exception, words):
         block(**dict(dict(inplanes=8, planes=4), **arguments))
 
 
-def test_init_weights_refuses_what_is_no_string():
+def test_init_weights_requires_a_string():
     with pytest.raises(TypeError, match="pretrained must be a string"):
         ResNet(18, base_channels=4).init_weights(pretrained=3)

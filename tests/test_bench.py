@@ -61,7 +61,7 @@ def test_inference_rows(tmp_path):
         assert [result["note"] for result in table["results"]] == [""] * 3
 
 
-def test_each_conditions_compile_anew():
+def test_each_setting_compiles_again():
     """All networks share the code of ``forward``, of which the compiler takes eight versions and no more."""
 
     def row(name, compiled):

@@ -49,7 +49,7 @@ def test_bottleneck_computes_the_papers_formula():
     assert_same_bits([block(x)], [torch.relu(residual + block.downsample(x))])
 
 
-def test_input_is_left_alone():
+def test_input_is_not_changed():
     x = torch.randn(1, 4, 6, 6)
     before = x.clone()
     BasicBlock(4, 4)(x)

@@ -32,7 +32,7 @@ def offline(monkeypatch):
     monkeypatch.setattr(sources, "fetch", fetch)
 
 
-def test_without_network_it_says_so_in_one_line_and_goes_on(offline, photo, tmp_path, capfd):
+def test_demo_uses_random_weights_offline(offline, photo, tmp_path, capfd):
     out = tmp_path / "out.png"
     assert main(["demo", "--image", photo, "--out", str(out)]) == 0
     printed = capfd.readouterr()

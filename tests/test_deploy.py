@@ -74,7 +74,7 @@ def test_equals_the_exact_path(arguments):
     assert sum(tensor.numel() for tensor in backbone.state_dict().values()) < numbers
 
 
-def test_affine_stands_only_where_the_convolution_takes_no_bias():
+def test_channel_affine_only_after_convolutions_without_bias():
     kinds = {
         name: {type(module) for module in shaken(**FAMILY[name]).switch_to_deploy().modules()}
         for name in ("depth 18", "DCNv2", "DCN", "ConvWS", "plugins")
@@ -148,7 +148,7 @@ def test_checkpoint_of_training_is_refused_and_of_deployment_loads():
     assert_close(outputs(deployed), expected)
 
 
-def test_block_with_a_forward_of_its_own_is_left_alone():
+def test_blocks_that_override_forward_are_not_fused():
     class Doubled(ResNet.arch_settings[18][0]):
         def forward(self, x):
             return super().forward(x) * 2

@@ -59,7 +59,7 @@ def levels_of(backbone, photo, preprocessing):
     return [level[0].numpy() for level in features.extract(backbone.eval(), pixels, preprocessing)]
 
 
-def test_random_weights_are_said_to_be_random(photo, config, drawn, tmp_path, capsys):
+def test_random_weights_are_reported(photo, config, drawn, tmp_path, capsys):
     out = tmp_path / "out.png"
     assert main(["features", photo, "--config", config, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
@@ -80,7 +80,7 @@ def test_random_weights_are_said_to_be_random(photo, config, drawn, tmp_path, ca
         np.testing.assert_array_equal(first.features, second.features)
 
 
-def test_weights_are_loaded_and_get_the_images_that_they_want(photo, drawn, tmp_path, capsys):
+def test_images_are_normalised_as_the_weights_expect(photo, drawn, tmp_path, capsys):
     source = shake(ResNet(18, base_channels=4))
     file = tmp_path / "epoch_12.pth"
     state = {f"backbone.{name}": value for name, value in source.state_dict().items()}
@@ -95,7 +95,7 @@ def test_weights_are_loaded_and_get_the_images_that_they_want(photo, drawn, tmp_
         assert not np.allclose(level.features, features_other)
 
 
-def test_weights_that_do_not_say_are_given_rgb_and_it_is_said(photo, drawn, tmp_path, capsys):
+def test_rgb_is_assumed_without_preprocessing_in_the_weights(photo, drawn, tmp_path, capsys):
     source = shake(ResNet(18, base_channels=4))
     file = tmp_path / "mine.pth"
     torch.save({"state_dict": {f"backbone.{name}": value for name, value in source.state_dict().items()}}, file)
@@ -134,7 +134,7 @@ def test_images_are_normalised_in_the_weights_order(preprocessing, order):
         (["{photo}", "--out", "out.xyz"], "out must end in one of"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused_by_name(arguments, words, photo, config, tmp_path, capsys):
+def test_invalid_arguments_are_named(arguments, words, photo, config, tmp_path, capsys):
     files = {
         "neck": "model = dict(neck=dict(type='FPN'))",
         "signals": "backbone = dict(type='ResNet', depth=18, conv_cfg=dict(type='Conv1d'), norm_cfg=dict(type='BN1d'))",
@@ -171,7 +171,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 @pytest.mark.parametrize(
     ("size", "count"), [((90, 30), 2), ((30, 90), 4), ((64, 64), 1), ((900, 60), 4), ((40, 1000), 4)]
 )
-def test_nothing_of_the_figure_is_cut_off(size, count):
+def test_figure_contains_everything(size, count):
     height, width = size
     levels = [
         Level(f"layer{i}", 4, np.random.default_rng(i).random((16, -(-height // 4), -(-width // 4))))

@@ -47,7 +47,7 @@ def test_thawing_leaves_what_was_frozen_by_hand():
 
 
 @pytest.mark.parametrize("make", [torch.optim.AdamW, lambda params, lr: torch.optim.SGD(params, lr, 0.9, 0, 0.1)])
-def test_optimizer_leaves_frozen_parameters_alone_and_goes_on_with_their_state(make):
+def test_optimizer_skips_frozen_parameters_and_keeps_their_state(make):
     backbone = shake(small()).train()
     optimizer = make(backbone.parameters(), lr=1e-2)
     x = torch.rand(2, 3, 32, 32)

@@ -86,7 +86,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_counts_what_the_backbone_computes_and_leaves_it_as_it_was(name):
+def test_counts_are_right_and_the_backbone_is_unchanged(name):
     backbone = VARIANTS[name]
     for parameter in backbone.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -111,7 +111,7 @@ def test_counts_what_the_backbone_computes_and_leaves_it_as_it_was(name):
         assert description.total.saved_bytes == bytes_kept(backbone, lambda: backbone(x))
 
 
-def test_parts_that_do_not_run_cost_nothing_but_parameters():
+def test_parts_that_do_not_run_cost_only_parameters():
     last = describe(VARIANTS["three stages, one unused"], SIZE).parts[-1]
     assert last.size is None
     assert (last.macs, last.saved_bytes) == (0, 0)
@@ -135,13 +135,13 @@ def test_norms_are_named_with_their_mode():
     assert describe(hooked, SIZE).parts[2].norms == "1 BatchNorm2d eval, 12 BatchNorm2d eval folded"
 
 
-def test_folding_halves_what_is_kept():
+def test_folding_halves_the_saved_bytes():
     exact, folded = (describe(ResNet(50, fold_norm=fold, **SMALL).train(), (224, 224)) for fold in (False, True))
     assert exact.total.macs == folded.total.macs
     assert folded.total.saved_bytes < 0.6 * exact.total.saved_bytes
 
 
-def test_checkpoints_keep_the_blocks_inputs():
+def test_checkpointed_blocks_save_their_inputs():
     backbone = ResNet(18, with_cp=True, frozen_stages=1, out_indices=(3,), **SMALL).train()
     parts = {part.name: part for part in describe(backbone, SIZE).parts}
     assert parts["layer1"].saved_bytes == 0

@@ -240,7 +240,7 @@ def outputs(model, length=400, count=2):
     return [out] if isinstance(out, torch.Tensor) else list(out)
 
 
-def test_checkpointing_changes_rounding_alone():
+def test_checkpointing_differs_only_by_rounding():
     """The stem's gradient is the sum of the branches', which a checkpoint adds up in another order."""
     plain = shake(small(norm_eval=True)).double().train()
     checkpointed = small(norm_eval=True, with_cp=True).double().train()
@@ -264,7 +264,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("arguments", VARIANTS.values(), ids=VARIANTS)
-def test_folding_and_deployment_change_rounding_alone(arguments):
+def test_folding_and_deployment_differ_only_by_rounding(arguments):
     exact = shake(small(**arguments, norm_eval=True)).double().train()
     folded = small(**arguments, norm_eval=True, fold_norm=True).double().train()
     folded.load_state_dict(exact.state_dict())

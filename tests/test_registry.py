@@ -106,7 +106,7 @@ def test_ours_is_found_from_everywhere(case, run_python):
         "import mmdet.registry",
     ],
 )
-def test_ours_wins_whatever_is_imported_first(first, run_python):
+def test_this_package_is_used_in_any_import_order(first, run_python):
     script = f"""
 {first}
 import resnet_backbone
@@ -161,7 +161,7 @@ def test_builds_by_name_and_by_class(name):
     assert type(build_backbone(dict(type=cls, **SMALL))) is cls
 
 
-def test_config_is_left_alone():
+def test_config_is_not_changed():
     cfg = dict(type="ResNet", **SMALL)
     before = dict(cfg)
     build_backbone(cfg)

@@ -192,7 +192,7 @@ def test_last_norm_of_a_block_starts_at_zero(depth, zero):
             assert block.norm1.weight.eq(1).all()
 
 
-def test_initialisation_depends_on_the_seed_alone():
+def test_initialisation_depends_only_on_the_seed():
     def initialised():
         torch.manual_seed(7)
         backbone = small()

@@ -143,7 +143,7 @@ def test_freezing_norm_eval_and_checkpointing(dims, depth):
 
 @pytest.mark.parametrize("dims", [1, 3])
 @pytest.mark.parametrize(("cls", "depth"), [(ResNet, 18), (ResNetV1d, 50)])
-def test_folding_changes_rounding_alone(dims, cls, depth, monkeypatch):
+def test_folding_differs_only_by_rounding(dims, cls, depth, monkeypatch):
     exact = shake(small(cls, depth, dims)).double().train()
     folded = small(cls, depth, dims, fold_norm=True).double().train()
     folded.load_state_dict(exact.state_dict())

@@ -100,7 +100,7 @@ def test_branches_of_several_scales(lengths, request):
     assert_same_bits(*zip(*used))
 
 
-def test_nothing_is_added_where_nothing_is_unused_or_no_gradient_wanted(process_group):
+def test_graph_is_unchanged_without_unused_parameters_or_gradients(process_group):
     def nodes(level):
         return level.grad_fn.name()
 
