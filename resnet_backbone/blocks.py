@@ -189,20 +189,20 @@ class ResidualBlock(BaseModule):
 
     def _sum(self, x: Tensor) -> Tensor:
         """Compute the input of the last ReLU, checkpointed if ``with_cp`` is set."""
-        if self.with_cp and is_grad_enabled() and not is_recording(x) and self._may_checkpoint(x):
+        if self._may_checkpoint(x):
             # With the view, the gradients of the two branches are summed before those of other consumers of x. That is
             # the order of a reentrant checkpoint, and so gives mmdet's bits.
             return checkpoint(self._residual_and_shortcut, x.view_as(x), use_reentrant=False)
         return self._residual_and_shortcut(x)
 
     def _may_checkpoint(self, x: Tensor) -> bool:
-        """Whether recomputing the block updates running statistics as often as in mmdet.
+        """Whether ``with_cp`` is set, and recomputing the block updates running statistics as often as in mmdet.
 
         A batch norm in train mode updates its statistics each time it runs. mmdet recomputes, and so updates twice,
         only if the input requires grad, which it does not in the first block after a frozen stage. Selective
         activation checkpointing around the backbone chooses itself what to recompute.
         """
-        if caches_outputs():
+        if not self.with_cp or not is_grad_enabled() or is_recording(x) or caches_outputs():
             return False
         return x.requires_grad or not any(isinstance(m, _BatchNorm) and m.training for m in self.modules())
 

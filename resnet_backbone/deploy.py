@@ -113,8 +113,8 @@ def _is_conv(layer: nn.Module) -> bool:
 
 
 def _takes_bias(layer: nn.Module) -> bool:
-    """Whether ``layer`` is a TridentConv or a DCNv2 (this package's or mmcv's), which convolve and add a bias."""
-    return type(layer).__name__ in (ModulatedDeformConv2dPack.__name__, "TridentConv")
+    """Whether ``layer`` is a DCNv2 (this package's or mmcv's), which convolves and adds a bias."""
+    return type(layer).__name__ == ModulatedDeformConv2dPack.__name__
 
 
 def freeze_weights(compiled: Callable[..., Levels]) -> Callable[..., Levels]:

@@ -6,10 +6,12 @@ its 3x3 convolutions may switch between two dilations (switchable atrous convolu
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from os import PathLike
+from types import NoneType
 from typing import Any, ClassVar, cast
 
+import torch
 from mmengine.model import constant_init, initialize, kaiming_init
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -19,7 +21,8 @@ from .arguments import check_flag, check_stage_mask
 from .errors import ArgumentError, ArgumentTypeError, UnknownNameError, check_channels
 from .layers.build import build_conv_layer
 from .layers.tracing import untyped_at_runtime
-from .resnet import FeatureInfo, ResNet
+from .resnet import FeatureInfo, ResNet, pretrained_init_cfg
+from .resnext import ResNeXt, grouped_width
 
 __all__ = ["Bottleneck", "DetectoRS_ResNeXt", "DetectoRS_ResNet"]
 
@@ -36,8 +39,10 @@ class Bottleneck(blocks.Bottleneck):
         sac: Config of the switchable atrous convolution that takes the 3x3's place.
         init_cfg: mmengine's initialisation config.
         plugins: As for a plain Bottleneck.
-        width: Number of channels of the 3x3 convolution, where the block is ResNeXt's.
-        groups: Number of groups of the 3x3 convolution.
+        groups: Number of groups of the 3x3 convolution in a ResNeXt; see ``resnext.grouped_width``. ``None`` in a
+            ResNet.
+        base_width: See ``resnext.grouped_width``.
+        base_channels: See ``resnext.grouped_width``.
         **kwargs: The further arguments of a plain Bottleneck.
     """
 
@@ -52,14 +57,15 @@ class Bottleneck(blocks.Bottleneck):
         init_cfg: Cfg | list[Cfg] | None = None,
         *,
         plugins: list[Cfg] | None = None,
-        width: int | None = None,
-        groups: int = 1,
+        groups: int | None = None,
+        base_width: int = 4,
+        base_channels: int = 64,
         **kwargs: Any,
     ) -> None:
         # As mmdet does, and so from the same random numbers: first a plain Bottleneck, then what replaces its layers.
         super().__init__(inplanes, planes, init_cfg=init_cfg, **kwargs)
-        inner = planes if width is None else width
-        self._add_plugins(plugins, inner, inner, planes * self.expansion)
+        width = grouped_width(planes, groups or 1, base_width, base_channels)
+        self._add_plugins(plugins, width, width, planes * self.expansion)
         self.sac = sac
         self.with_sac = sac is not None
         if self.with_sac:
@@ -69,7 +75,7 @@ class Bottleneck(blocks.Bottleneck):
             self.rfp_conv = build_conv_layer(None, rfp_inplanes, planes * self.expansion, kernel_size=1, bias=True)
             if init_cfg is None:
                 self.init_cfg = dict(type="Constant", val=0, override=dict(name="rfp_conv"))
-        if width is not None:
+        if groups is not None:
             self._build_conv1(width)
             self._build_conv2(width, groups)
             self._build_conv3(width)
@@ -92,26 +98,6 @@ class Bottleneck(blocks.Bottleneck):
         if self.rfp_inplanes:
             out = out + self.rfp_conv(rfp_feat)
         return cast(Tensor, self.relu(out))
-
-
-class ResNeXtBottleneck(Bottleneck):
-    """DetectoRS's Bottleneck with groups; see ``resnext.Bottleneck`` for the arguments."""
-
-    def __init__(
-        self,
-        inplanes: int,
-        planes: int,
-        groups: int = 1,
-        base_width: int = 4,
-        base_channels: int = 64,
-        **kwargs: Any,
-    ) -> None:
-        width = planes if groups == 1 else math.floor(planes * (base_width / base_channels)) * groups
-        super().__init__(inplanes, planes, width=width, groups=groups, **kwargs)
-
-
-# mmdet's name.
-ResNeXtBottleneck.__name__ = "Bottleneck"
 
 
 class DetectoRS_ResNet(ResNet):  # noqa: N801 - mmdet's name
@@ -157,7 +143,11 @@ class DetectoRS_ResNet(ResNet):  # noqa: N801 - mmdet's name
         init_cfg: Cfg | None = None,
         **kwargs: Any,
     ) -> None:
-        self.pretrained = _checkpoint_of(pretrained, init_cfg)
+        _check_init_cfg(pretrained, init_cfg)
+        if pretrained is not None:
+            init_cfg = pretrained_init_cfg(pretrained)
+        self._pretrained_cfg = init_cfg if init_cfg and init_cfg.get("checkpoint") is not None else None
+        self.pretrained = self._pretrained_cfg and self._pretrained_cfg["checkpoint"]
         check_flag("output_img", output_img)
         if rfp_inplanes is not None:
             check_channels("rfp_inplanes", rfp_inplanes)
@@ -197,10 +187,11 @@ class DetectoRS_ResNet(ResNet):  # noqa: N801 - mmdet's name
         Args:
             pretrained: A checkpoint to load in place of the constructor's.
         """
-        checkpoint = self.pretrained if pretrained is None else _checkpoint_of(pretrained, None)
-        if checkpoint is not None:
-            initialize(self, dict(type="Pretrained", checkpoint=checkpoint))
+        cfg = self._pretrained_cfg if pretrained is None else pretrained_init_cfg(pretrained)
+        if cfg is not None:
+            initialize(self, cfg)
             return
+        self.to(memory_format=torch.contiguous_format)  # As in ResNet: random numbers come in the order of memory.
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 kaiming_init(module)
@@ -212,6 +203,7 @@ class DetectoRS_ResNet(ResNet):  # noqa: N801 - mmdet's name
                     constant_init(module.conv2.conv_offset, 0)
                 if self.zero_init_residual:
                     constant_init(module.norm3, 0)
+        self._set_memory_format()
 
     @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
@@ -257,54 +249,33 @@ class DetectoRS_ResNet(ResNet):  # noqa: N801 - mmdet's name
         return True  # forward begins with ResNet's
 
 
-class DetectoRS_ResNeXt(DetectoRS_ResNet):  # noqa: N801 - mmdet's name
+class DetectoRS_ResNeXt(ResNeXt, DetectoRS_ResNet):  # noqa: N801 - mmdet's name
     """ResNeXt for DetectoRS.
 
     Args:
-        groups: Number of groups of the 3x3 convolutions.
-        base_width: Number of channels of each group in the first stage; not used where ``groups`` is 1, as in mmdet.
+        groups: As for ``ResNeXt``.
+        base_width: As for ``ResNeXt``.
         **kwargs: The arguments of ``DetectoRS_ResNet``.
 
     Raises:
         ArgumentError: An argument has a value that is not allowed.
     """
 
-    arch_settings: ClassVar[dict[int, tuple[type[Any], tuple[int, ...]]]] = {
-        50: (ResNeXtBottleneck, (3, 4, 6, 3)),
-        101: (ResNeXtBottleneck, (3, 4, 23, 3)),
-        152: (ResNeXtBottleneck, (3, 8, 36, 3)),
-    }
-
-    def __init__(self, groups: int = 1, base_width: int = 4, **kwargs: Any) -> None:
-        check_channels("groups", groups)
-        check_channels("base_width", base_width)
-        self.groups = groups
-        self.base_width = base_width
-        super().__init__(**kwargs)
-
-    def make_res_layer(self, **kwargs: Any) -> nn.Module:
-        """Build one stage.
-
-        Args:
-            **kwargs: The arguments of ``ResLayer``.
-        """
-        return super().make_res_layer(
-            groups=self.groups, base_width=self.base_width, base_channels=self.base_channels, **kwargs
-        )
+    arch_settings = DetectoRS_ResNet.arch_settings
 
 
-def _checkpoint_of(pretrained: Any, init_cfg: Any) -> str | None:
-    """The checkpoint that one of the two arguments names."""
+def _check_init_cfg(pretrained: Any, init_cfg: Any) -> None:
     if init_cfg and pretrained:
         raise ArgumentError(f"pretrained={pretrained!r} and init_cfg={init_cfg!r} cannot both be given")
-    if init_cfg is not None:
-        if not isinstance(init_cfg, Mapping):
-            raise ArgumentTypeError(f"init_cfg must be a dict, got {init_cfg!r}")
-        if "type" not in init_cfg:
-            raise UnknownNameError(f"init_cfg must have a 'type', got {dict(init_cfg)!r}")
-        if init_cfg["type"] != "Pretrained":
-            raise ArgumentError(f"init_cfg must be of type 'Pretrained' for DetectoRS, got {dict(init_cfg)!r}")
-        pretrained = init_cfg.get("checkpoint")
-    if pretrained is not None and not isinstance(pretrained, str):
-        raise ArgumentTypeError(f"pretrained must be a string or None, got {pretrained!r}")
-    return pretrained
+    if init_cfg is None:
+        return
+    if not isinstance(init_cfg, Mapping):
+        raise ArgumentTypeError(f"init_cfg must be a dict, got {init_cfg!r}")
+    if "type" not in init_cfg:
+        raise UnknownNameError(f"init_cfg must have a 'type', got {dict(init_cfg)!r}")
+    if init_cfg["type"] != "Pretrained":
+        raise ArgumentError(f"init_cfg must be of type 'Pretrained' for DetectoRS, got {dict(init_cfg)!r}")
+    if not isinstance(init_cfg.get("checkpoint"), (str, PathLike, NoneType)):
+        raise ArgumentTypeError(
+            f"init_cfg's checkpoint must be a path, a URL, torchvision://..., got {dict(init_cfg)!r}"
+        )

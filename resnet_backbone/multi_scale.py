@@ -10,7 +10,7 @@ from functools import reduce
 from typing import Any, cast
 
 import torch
-from torch import Tensor, is_grad_enabled, nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
@@ -19,7 +19,7 @@ from .errors import ArgumentError, ArgumentTypeError, check_channels, is_int
 from .layers.build import layer_type
 from .layers.dimensions import spatial_dims_of
 from .layers.padded import Padded, geometry
-from .layers.tracing import is_recording, is_tracing, untyped_at_runtime
+from .layers.tracing import is_tracing, untyped_at_runtime
 from .res_layer import ResLayer
 from .resnet import ResNet
 
@@ -43,7 +43,7 @@ class Block1d(ResidualBlock):
         """
         if not isinstance(x, Padded):
             return super().forward(x)
-        if self.with_cp and is_grad_enabled() and not is_recording(x.features) and self._may_checkpoint(x.features):
+        if self._may_checkpoint(x.features):
             return checkpoint(self._forward_padded, x, use_reentrant=False)
         return self._forward_padded(x)
 

@@ -117,7 +117,7 @@ class Res2Net(ResNet):
         pretrained: Deprecated; see ``ResNet``.
         init_cfg: mmengine's initialisation config.
         pool_unstrided: Average the last part in the first block of the first stage, too, which does not stride. The
-            authors' code and timm do, mmdet does not: set it for their weights.
+            authors' code, timm and mmpretrain do, mmdet does not: set it for their weights.
         **kwargs: The further arguments of ``ResNet``; ``depth`` is 50, 101 or 152.
 
     Raises:

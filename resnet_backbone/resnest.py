@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar, cast
 
 import torch
@@ -17,6 +16,7 @@ from .layers.conv_norm import conv_norm
 from .layers.dimensions import avg_pool3, spatial_dims_of
 from .layers.tracing import untyped_at_runtime
 from .resnet import ResNetV1d
+from .resnext import grouped_width
 
 __all__ = ["Bottleneck", "RSoftmax", "ResNeSt", "SplitAttentionConv2d"]
 
@@ -160,9 +160,9 @@ class Bottleneck(blocks.Bottleneck):
     Args:
         inplanes: Number of input channels.
         planes: A fourth of the number of output channels.
-        groups: Number of groups; 1 makes the convolution ``planes`` wide, whatever ``base_width`` is, as in mmdet.
-        base_width: Number of channels of each group where ``planes`` is ``base_channels``.
-        base_channels: ``planes`` of the first stage.
+        groups: See ``resnext.grouped_width``.
+        base_width: See ``resnext.grouped_width``.
+        base_channels: See ``resnext.grouped_width``.
         radix: Number of splits.
         reduction_factor: See ``SplitAttentionConv2d``.
         avg_down_stride: Stride by averaging 3x3 positions after the attention, and not in its convolution.
@@ -186,7 +186,7 @@ class Bottleneck(blocks.Bottleneck):
         super().__init__(inplanes, planes, **kwargs)
         if spatial_dims_of(self.conv_cfg) != 2:
             raise ArgumentError(f"conv_cfg must be a convolution of images for ResNeSt, got {self.conv_cfg!r}")
-        width = planes if groups == 1 else math.floor(planes * (base_width / base_channels)) * groups
+        width = grouped_width(planes, groups, base_width, base_channels)
         self._add_plugins(plugins, width, width, planes * self.expansion)
         self.avg_down_stride = avg_down_stride and self.conv2_stride > 1
         self._build_conv1(width)

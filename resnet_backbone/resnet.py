@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
+from mmcv.cnn import ConvAWS2d, ConvWS2d
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 from torch.fx import Proxy
@@ -28,7 +29,7 @@ from .layers.dimensions import layout, max_pool, memory_format, spatial_dims_of
 from .layers.tracing import untyped_at_runtime
 from .res_layer import ResLayer
 
-__all__ = ["FeatureInfo", "ResNet", "ResNetV1c", "ResNetV1d", "channels_of"]
+__all__ = ["FeatureInfo", "ResNet", "ResNetV1c", "ResNetV1d", "channels_of", "pretrained_init_cfg"]
 
 Cfg = dict[str, Any]
 
@@ -250,8 +251,16 @@ class ResNet(FineTuning):
             self.to(device=device, dtype=dtype)
         self._freeze_stages()
         self._set_fold_norm(self.fold_norm)
-        if self.channels_last:
-            self.to(memory_format=memory_format(self.spatial_dims))
+        self._set_memory_format()
+
+    def _set_memory_format(self) -> None:
+        if not self.channels_last:
+            return
+        self.to(memory_format=memory_format(self.spatial_dims))
+        for module in self.modules():
+            # They standardise their weight by a view that no other format has.
+            if isinstance(module, (ConvWS2d, ConvAWS2d)):
+                module.to(memory_format=torch.contiguous_format)
 
     def _set_fold_norm(self, fold_norm: bool) -> None:
         # Set as an attribute, because the blocks of a subclass need not accept the argument.
@@ -287,7 +296,7 @@ class ResNet(FineTuning):
     def _set_init_cfg(self, pretrained: str | None) -> Cfg | None:
         """Set ``init_cfg`` and return the one of the blocks."""
         if pretrained is not None:
-            init_cfg = _pretrained_init_cfg(pretrained)
+            init_cfg = pretrained_init_cfg(pretrained)
             if self.init_cfg:
                 raise ArgumentError(
                     f"pretrained={pretrained!r} and init_cfg={self.init_cfg!r} cannot both be given: drop pretrained"
@@ -426,8 +435,6 @@ class ResNet(FineTuning):
             ArgumentError: ``x`` has the wrong number of dimensions or channels, or not a floating-point dtype.
         """
         self._check_input(x)
-        if self.channels_last:
-            x = x.contiguous(memory_format=memory_format(self.spatial_dims))
         outs = []
         if self.out_stem:
             outs.append(self._stem_features(x))
@@ -447,6 +454,8 @@ class ResNet(FineTuning):
         return self._pool(self._stem_features(x))
 
     def _stem_features(self, x: Tensor) -> Tensor:
+        if self.channels_last:
+            x = x.contiguous(memory_format=memory_format(self.spatial_dims))
         if self.deep_stem:
             return conv_norm_sequence(self.stem, x, self.fold_norm)
         return cast(Tensor, self.relu(conv_norm(self.conv1, self.norm1, x, self.fold_norm)))
@@ -515,15 +524,14 @@ class ResNet(FineTuning):
             ArgumentTypeError: ``pretrained`` is not a string.
         """
         if pretrained is not None:
-            self.init_cfg = _pretrained_init_cfg(pretrained)
+            self.init_cfg = pretrained_init_cfg(pretrained)
             self._is_init = False
         # Random numbers fill a tensor in memory order. In the default format, a seed gives the same weights with and
         # without channels_last.
         if self.channels_last:
             self.to(memory_format=torch.contiguous_format)
         super().init_weights()  # type: ignore[no-untyped-call]
-        if self.channels_last:
-            self.to(memory_format=memory_format(self.spatial_dims))
+        self._set_memory_format()
 
     def _dump_init_info(self) -> None:
         """Write mmengine's report on every parameter to log files, and to the console only at log level DEBUG."""
@@ -571,7 +579,8 @@ class ResNetV1d(ResNetV1c):
         super().__init__(depth, avg_down=True, **kwargs)
 
 
-def _pretrained_init_cfg(checkpoint: Any) -> Cfg:
+def pretrained_init_cfg(checkpoint: Any) -> Cfg:
+    """Return the ``init_cfg`` that the argument ``pretrained`` stands for."""
     if not isinstance(checkpoint, str):
         raise ArgumentTypeError(f"pretrained must be a string (a path, a URL, torchvision://...), got {checkpoint!r}")
     return {"type": "Pretrained", "checkpoint": checkpoint}

@@ -11,7 +11,19 @@ from . import blocks
 from .errors import check_channels
 from .resnet import ResNet
 
-__all__ = ["Bottleneck", "ResNeXt"]
+__all__ = ["Bottleneck", "ResNeXt", "grouped_width"]
+
+
+def grouped_width(planes: int, groups: int, base_width: int, base_channels: int) -> int:
+    """Return the number of channels of a grouped 3x3 convolution.
+
+    Args:
+        planes: A fourth of the block's number of output channels.
+        groups: Number of groups; 1 makes a plain Bottleneck, whatever ``base_width`` is, as in mmdet.
+        base_width: Number of channels of each group where ``planes`` is ``base_channels``; it grows with ``planes``.
+        base_channels: ``planes`` of the first stage.
+    """
+    return planes if groups == 1 else math.floor(planes * (base_width / base_channels)) * groups
 
 
 class Bottleneck(blocks.Bottleneck):
@@ -20,9 +32,9 @@ class Bottleneck(blocks.Bottleneck):
     Args:
         inplanes: Number of input channels.
         planes: A fourth of the number of output channels.
-        groups: Number of groups; 1 makes a plain Bottleneck, whatever ``base_width`` is, as in mmdet.
-        base_width: Number of channels of each group where ``planes`` is ``base_channels``; it grows with ``planes``.
-        base_channels: ``planes`` of the first stage.
+        groups: See ``grouped_width``.
+        base_width: See ``grouped_width``.
+        base_channels: See ``grouped_width``.
         **kwargs: The further arguments of a plain Bottleneck.
     """
 
@@ -38,7 +50,7 @@ class Bottleneck(blocks.Bottleneck):
         # mmdet builds a plain Bottleneck and then replaces its layers. So do we, since the weights of both are drawn
         # from the same random numbers: a seed gives the same network.
         super().__init__(inplanes, planes, **kwargs)
-        width = planes if groups == 1 else math.floor(planes * (base_width / base_channels)) * groups
+        width = grouped_width(planes, groups, base_width, base_channels)
         super().__init__(inplanes, planes, groups=groups, width=width, **kwargs)
 
 

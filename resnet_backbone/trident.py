@@ -7,7 +7,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 from mmengine.model import BaseModule
-from torch import Tensor, is_grad_enabled, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 from torch.utils.checkpoint import checkpoint
@@ -15,8 +15,9 @@ from torch.utils.checkpoint import checkpoint
 from .arguments import check_per_stage
 from .blocks import Bottleneck
 from .errors import ArgumentError, ArgumentTypeError, is_int
+from .layers.conv_norm import fold_weights, foldable, is_foldable
 from .layers.dimensions import spatial_dims_of
-from .layers.tracing import is_recording, untyped_at_runtime
+from .layers.tracing import is_watched, untyped_at_runtime
 from .res_layer import ResLayer
 from .resnet import ResNet
 
@@ -25,6 +26,7 @@ __all__ = ["TridentBottleneck", "TridentConv", "TridentResNet"]
 Branches = list[Tensor]
 
 
+@foldable
 class TridentConv(BaseModule):
     """One convolution at several dilations, each for a branch of its own (section 4.1).
 
@@ -68,11 +70,15 @@ class TridentConv(BaseModule):
     @untyped_at_runtime
     def forward(self, inputs: Sequence[Tensor]) -> Branches:
         """Convolve each branch's features of shape ``(N, in_channels, H, W)`` at its dilation."""
+        return self.convolve(inputs, self.weight, self.bias)
+
+    def convolve(self, inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Branches:
+        """Compute ``forward`` with another weight and bias."""
         branches = range(self.num_branch)
         if not self.training and self.test_branch_idx != -1:
             branches = range(self.test_branch_idx, self.test_branch_idx + 1)
         return [
-            F.conv2d(x, self.weight, self.bias, self.stride, self.paddings[branch], self.dilations[branch])
+            F.conv2d(x, weight, bias, self.stride, self.paddings[branch], self.dilations[branch])
             for x, branch in zip(inputs, branches, strict=True)
         ]
 
@@ -126,7 +132,7 @@ class TridentBottleneck(Bottleneck):
         """
         runs_all = self.training or self.test_branch_idx == -1
         branches = x if isinstance(x, list) else [x] * (self.num_branch if runs_all else 1)
-        if self.with_cp and is_grad_enabled() and not is_recording(branches[0]) and self._may_checkpoint(branches[0]):
+        if self._may_checkpoint(branches[0]):
             outs = checkpoint(self._sums, *(branch.view_as(branch) for branch in branches), use_reentrant=False)
         else:
             outs = self._sums(*branches)
@@ -138,11 +144,18 @@ class TridentBottleneck(Bottleneck):
         shortcuts = [self._shortcut(branch) for branch in branches]
         outs = [self._conv_norm(self.conv1, self.norm1, branch) for branch in branches]
         outs = self._plugins([self.relu(out) for out in outs], "after_conv1")
-        outs = [self.relu(self.norm2(out)) for out in self.conv2(outs)]
+        outs = [self.relu(out) for out in self._dilated(outs)]
         outs = self._plugins(outs, "after_conv2")
         outs = [self._conv_norm(self.conv3, self.norm3, out) for out in outs]
         outs = self._plugins(outs, "after_conv3")
         return [out + shortcut for out, shortcut in zip(outs, shortcuts)]
+
+    def _dilated(self, branches: Branches) -> Branches:
+        """Compute the 3x3 convolution and its norm layer."""
+        conv = cast(TridentConv, self.conv2)
+        if self.fold_norm and not is_watched(branches[0]) and is_foldable(conv, self.norm2):
+            return conv.convolve(branches, *fold_weights(conv, self.norm2))
+        return [self.norm2(out) for out in conv(branches)]
 
     def _plugins(self, branches: Branches, position: str) -> Branches:
         if not self.with_plugins:
@@ -153,15 +166,14 @@ class TridentBottleneck(Bottleneck):
     @property
     def conv_norm_names(self) -> list[tuple[str, str]]:
         """The names of the block's convolutions, each with that of the norm layer that follows it."""
-        return super().conv_norm_names
+        return super().conv_norm_names  # They describe this block's forward pass, too.
 
 
 class TridentResNet(ResNet):
     """The backbone of TridentNet: a ResNet up to its third stage, which runs at several dilations.
 
     While training, and with ``test_branch_idx=-1``, it returns the branches' features one after the other as one batch
-    of ``num_branch * N``; otherwise one branch's. The 3x3 convolutions of the third stage are not folded by
-    ``fold_norm``, its other layers are.
+    of ``num_branch * N``; otherwise one branch's. ``fold_norm`` folds every convolution.
 
     Unlike in mmdet, ``with_cp`` works in the third stage, too, and its 3x3 convolutions start as PyTorch's do, where
     mmdet leaves uninitialised memory.

@@ -6,34 +6,56 @@ import pytest
 import torch
 from mmengine import Config
 
-from resnet_backbone import ResNet, ResNetV1d, build_backbone
+from resnet_backbone import RegNet, ResNet, build_backbone
 from resnet_backbone.integrations.mmdet.configs import CONFIGS, config_path
 from resnet_backbone.version import __version__
+from resnet_backbone.weights.zoo import by_name
 
 FRAGMENTS = sorted((CONFIGS / "_base_" / "backbones").glob("*.py"))
 PACKAGE = CONFIGS.parents[1]
 
 
+# The type that each file's name stands for, longest first.
+TYPES = dict(
+    wide_resnet="ResNet",
+    resnetv1d="ResNetV1d",
+    resnext="ResNeXt",
+    regnetx_="RegNet",
+    res2net="Res2Net",
+    resnest="ResNeSt",
+    detectors_resnet="DetectoRS_ResNet",
+    trident_resnet="TridentResNet",
+    resnet="ResNet",
+)
+
+
 def test_fragments_cover_every_depth():
-    assert {file.stem for file in FRAGMENTS} == {
-        f"{name}{depth}" for name in ("resnet", "resnetv1d") for depth in ResNet.arch_settings
-    }
+    names = {file.stem for file in FRAGMENTS}
+    assert names >= {f"{name}{depth}" for name in ("resnet", "resnetv1d") for depth in ResNet.arch_settings}
+    assert names >= set(RegNet.arch_settings)
 
 
 @pytest.mark.parametrize("file", FRAGMENTS, ids=lambda file: file.stem)
-def test_fragment_builds_and_runs(file):
+def test_fragment_builds_what_it_says(file):
     cfg = Config.fromfile(str(file))
     assert cfg.custom_imports == dict(imports=["resnet_backbone"], allow_failed_imports=False)
-    name, depth = re.fullmatch(r"(resnet|resnetv1d)(\d+)", file.stem).groups()
-    assert cfg.model.backbone.depth == int(depth)
-    if name == "resnet":
-        assert cfg.model.backbone.init_cfg.checkpoint == f"torchvision://{file.stem}"
-
-    backbone = build_backbone(dict(cfg.model.backbone, base_channels=4)).eval()
-    assert type(backbone) is (ResNetV1d if name == "resnetv1d" else ResNet)
-    with torch.no_grad():
-        levels = backbone(torch.rand(1, 3, 64, 64))
-    assert [level.shape[2:] for level in levels] == [(16, 16), (8, 8), (4, 4), (2, 2)]
+    name = next(name for name in TYPES if file.stem.startswith(name))
+    backbone = build_backbone(dict(cfg.model.backbone, device="meta"))
+    assert type(backbone).__name__ == TYPES[name]
+    if name == "regnetx_":
+        assert cfg.model.backbone.arch == file.stem
+    else:
+        assert backbone.depth == int(re.match(r"\d+", file.stem.removeprefix(name))[0])
+    channels = re.search(r"level\w* of ([\d, and]+) channels", " ".join(file.read_text().split("\n# ")))[1]
+    levels = backbone.eval()(torch.empty(1, 3, 96, 96, device="meta"))
+    assert [level.shape[1] for level in levels] == list(map(int, re.findall(r"\d+", channels)))
+    assert tuple(96 // level.shape[2] for level in levels) == backbone.out_strides
+    weights = cfg.model.backbone.get("init_cfg", {}).get("checkpoint", "")
+    scheme, _, source = weights.partition("://")
+    if scheme == "torchvision":
+        assert source == file.stem.removeprefix("detectors_")
+    elif scheme:
+        assert scheme == "timm" or by_name(source).relation == "SAME"
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.py")), ids=lambda file: file.stem)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
-from helpers import gradients, loss_of, refused, shake
+from helpers import assert_same_bits, gradients, loss_of, refused, shake
 
-from resnet_backbone import build_backbone
+import resnet_backbone
+from resnet_backbone import build_backbone, with_fpn
+from resnet_backbone.layers.deform import ModulatedDeformConv2dPack
+from resnet_backbone.tools.info import describe
+from resnet_backbone.tools.saved_tensors import SavedTensorBytes
 
 REGNET = dict(w0=16, wa=6.0, wm=1.8, group_w=8, depth=6, bot_mul=1.0)
 THREE = dict(num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1))
@@ -51,6 +56,15 @@ FAMILY = {
     ),
     "DetectoRS_ResNeXt": dict(type="DetectoRS_ResNeXt", depth=50, base_channels=8, groups=4, base_width=4),
 }
+
+
+@pytest.fixture(autouse=True)
+def _few_blocks(monkeypatch):
+    """A second block in a stage has all that a third one would have."""
+    for cls in vars(resnet_backbone).values():
+        if isinstance(cls, type) and 50 in getattr(cls, "arch_settings", {}):
+            block, _ = cls.arch_settings[50]
+            monkeypatch.setattr(cls, "arch_settings", {**cls.arch_settings, 50: (block, (2, 1, 2, 1))})
 
 
 def backbone_of(name, **arguments):
@@ -109,10 +123,77 @@ def test_folded_step_equals_the_exact_one(name):
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_checkpointed_step_equals_the_exact_one(name):
-    expected = step(backbone_of(name).train(), images(name))
-    checkpointed = backbone_of(name, with_cp=True).train()
+    backbone, x = backbone_of(name).double().train(), images(name).double()
+    expected = step(backbone, x)
+    exact = saved_bytes(backbone, x)
+    stages = tuple(index != 1 for index in range(backbone.num_stages))
+    checkpointed = backbone_of(name, with_cp=stages).double().train()
     # Gradients are summed in another order.
-    assert_close(step(checkpointed, images(name)), expected, tolerance=1e-5)
+    assert_close(step(checkpointed, x), expected, tolerance=1e-9)
+    assert saved_bytes(checkpointed, x) < 0.8 * exact
+
+
+def saved_bytes(backbone, x):
+    with SavedTensorBytes(backbone) as counter:
+        levels = backbone(x)
+        assert levels
+        return counter.bytes()
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_channels_last_step_equals_the_exact_one(name):
+    expected = step(backbone_of(name).double().train(), images(name).double())
+    backbone = backbone_of(name, channels_last=True).double().train()
+    results = step(backbone, images(name).double())
+    assert_close(results, expected, tolerance=1e-9)
+    for level, info in zip(results, backbone.feature_info):
+        assert info.module == "image" or level.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_plugins_and_dcn_are_folded_and_deployed(name):
+    plugins = [
+        dict(cfg=dict(type="ContextBlock", ratio=0.25, postfix=index), position=f"after_conv{index}")
+        for index in (1, 2, 3)
+    ]
+    arguments = dict(dcn=dict(type=ModulatedDeformConv2dPack), plugins=plugins)
+    if "conv_cfg" in FAMILY[name]:
+        arguments["conv_cfg"] = None
+    arguments["stage_with_dcn"] = (False, True, False, False)[: backbone_of(name).num_stages]
+    backbone, x = backbone_of(name, **arguments).double().train(), images(name).double()
+    parameters = dict(backbone.named_parameters())
+    for key in parameters:
+        if "context_block" in key or "conv_offset" in key:
+            torch.nn.init.normal_(parameters[key], std=0.1)  # They start at zero.
+    expected = step(backbone, x)
+    assert not [key for key in parameters if not parameters[key].grad.abs().max() > 0 and "context_block" not in key]
+    backbone._set_fold_norm(True)
+    assert_close(step(backbone, x), expected, tolerance=1e-9)
+    with torch.no_grad():
+        expected = backbone.eval()(x)
+        assert_close(backbone.switch_to_deploy()(x), expected, tolerance=1e-9)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_freezing_and_thawing(name):
+    backbone, x = backbone_of(name, frozen_stages=1).train(), images(name)
+    for stages in (1, 2, 0):
+        step(backbone.freeze(stages), x)
+        trained = {key.split(".")[0] for key, parameter in backbone.named_parameters() if parameter.grad is not None}
+        assert trained == set(backbone.res_layers[stages:])
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_what_takes_a_resnet_takes_it(name):
+    backbone, x = backbone_of(name).eval(), images(name)
+    with torch.no_grad():
+        levels = backbone(x)
+        assert_same_bits(pickle.loads(pickle.dumps(backbone))(x), levels)
+        pyramid = with_fpn(backbone, 8)(x)
+    assert [level.shape[2:] for level in list(pyramid.values())[:-1]] == [level.shape[2:] for level in levels]
+    described = describe(backbone, x.shape[2:])
+    assert [part.name for part in described.parts] == ["stem", *backbone.res_layers]
+    assert described.total.params == sum(parameter.numel() for parameter in backbone.parameters())
 
 
 @pytest.mark.parametrize("name", FAMILY)
@@ -139,12 +220,35 @@ def test_signals_and_volumes(name, dims):
     assert [level.dim() for level in levels] == [2 + dims] * 4
 
 
-@pytest.mark.parametrize("name", ["Res2Net", "ResNeSt"])
+@pytest.mark.parametrize("name", FAMILY)
 def test_symbolic_trace_computes_the_same(name):
     backbone, x = backbone_of(name).eval(), images(name)
     with torch.no_grad():
-        traced = torch.fx.symbolic_trace(backbone)(x)
-        assert all(torch.equal(one, other) for one, other in zip(traced, backbone(x), strict=True))
+        assert_same_bits(torch.fx.symbolic_trace(backbone)(x), backbone(x))
+
+
+# One of each kind of block.
+BLOCKS = ["ResNeXt", "Res2Net", "ResNeSt", "TridentResNet", "DetectoRS_ResNet with SAC"]
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_compiles_without_graph_breaks(name):
+    torch.compiler.reset()
+    backbone, x = backbone_of(name, fold_norm=True, frozen_stages=1).double().train(), images(name).double()
+    expected = step(backbone, x)
+    compiled = torch.compile(backbone, fullgraph=True, backend="eager")
+    backbone.zero_grad()
+    levels = compiled(x)
+    loss_of(levels).backward()
+    assert_close([*levels, *gradients(backbone)], expected, tolerance=1e-9)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_exports(name):
+    backbone, x = backbone_of(name).eval().switch_to_deploy(), images(name)
+    with torch.no_grad():
+        exported = torch.export.export(backbone, (x,), strict=False).module()
+        assert_close(exported(x), backbone(x))
 
 
 def test_looking_again_reads_the_pyramid():

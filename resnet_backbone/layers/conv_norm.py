@@ -7,7 +7,7 @@ That saves a pass over the features in each direction, and the memory of the fea
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from mmcv.cnn.bricks import wrappers
@@ -17,15 +17,28 @@ from torch.utils.checkpoint import checkpoint
 
 from .tracing import has_hooks, is_compiling, is_plain, is_recording, is_tracing, is_watched
 
-__all__ = ["conv_norm", "conv_norm_sequence", "fold_weights", "is_foldable", "norm_as_affine"]
+__all__ = ["conv_norm", "conv_norm_sequence", "fold_weights", "foldable", "is_foldable", "norm_as_affine"]
 
 # Exact classes: a subclass computes something else (standardised or parametrised weights, sampling at offsets).
 # mmcv's own, which the types 'Conv' and 'Conv3d' stand for, differ from PyTorch's for empty inputs on torch 1.4 alone.
 # mmengine turns a SyncBatchNorm back into a _BatchNormXd.
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, wrappers.Conv2d, wrappers.Conv3d)
+_CONVS: list[Any] = [nn.Conv1d, nn.Conv2d, nn.Conv3d, wrappers.Conv2d, wrappers.Conv3d]
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, _BatchNormXd)
 # As they were on import: whoever replaces one for all layers wants to be called.
-_FORWARDS = {cls: cls.forward for cls in (*_CONVS, *_NORMS)}
+_FORWARDS: dict[type, Any] = {cls: cls.forward for cls in (*_CONVS, *_NORMS)}
+
+Conv = TypeVar("Conv", bound=type[nn.Module])
+
+
+def foldable(conv: Conv) -> Conv:
+    """Decorate a class of convolutions that scale with their ``weight``, so that ``is_foldable`` knows it.
+
+    Args:
+        conv: The class. Its blocks have to use the weights of ``fold_weights`` themselves.
+    """
+    _CONVS.append(conv)
+    _FORWARDS[conv] = conv.forward
+    return conv
 
 
 def conv_norm(conv: Any, norm: Any, x: Tensor, fold: bool, *, checkpointed: bool = False) -> Tensor:
@@ -78,7 +91,7 @@ def is_foldable(conv: Any, norm: Any) -> bool:
     """
     if type(conv) not in _CONVS or type(norm) not in _NORMS or norm.training or norm.running_mean is None:
         return False
-    if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+    if getattr(conv, "padding_mode", "zeros") != "zeros" or isinstance(getattr(conv, "padding", None), str):
         return False
     tensors = (conv.weight, conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var)
     return all(tensor is None or is_plain(tensor) for tensor in tensors) and not any(

@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Any, ClassVar
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
@@ -27,6 +28,9 @@ __all__ = [
 ]
 
 Size = int | tuple[int, int]
+
+# One step of a symbolic trace.
+torch.fx.wrap("sample_and_convolve")
 
 
 # Not an nn.Conv2d, because mmengine's Kaiming initialisation matches the names of base classes, and must not draw for

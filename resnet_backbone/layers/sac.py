@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
+import torch.fx
 from mmcv.cnn import ConvAWS2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .deform import sample_and_convolve
+
+# One step of a symbolic trace.
+torch.fx.wrap("sample_and_convolve")
 
 __all__ = ["SAConv2d"]
 

@@ -90,6 +90,8 @@ def read_network(tensors: Mapping[str, Tensor], found: PrefixMatch) -> SourceNet
 
 def _avg_down(shapes: Mapping[str, Shape]) -> bool | None:
     """Whether shortcuts average first, as the position of their convolution tells (the pooling has no weights)."""
+    if "layer1.0.conv2.fc1.weight" in shapes:  # A ResNeSt: always, also where the names do not show it.
+        return True
     for name, shape in shapes.items():
         # The first stage does not stride, so some implementations leave its pooling out.
         match = re.fullmatch(r"layer[2-9]\.0\.downsample\.(\d+)\.weight", name)

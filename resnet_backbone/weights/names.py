@@ -198,9 +198,12 @@ def _torchvision_name(key: str) -> str:
 
 
 def _detectron2_name(key: str) -> str:
-    if match := re.fullmatch(r"stem\.conv(\d)\.(norm\.)?(\w+)", key):
+    """The names of detectron2, and of ResNeSt's authors in their copy of it: a deep stem, and layers within conv2."""
+    if match := re.fullmatch(r"stem\.conv(?:1_)?(\d)\.(norm\.)?(\w+)", key):
         number, norm, rest = match.groups()
         return f"stem.{'norm' if norm else 'conv'}{number}.{rest}"
+    if match := re.match(r"res(\d)\.(\d+)\.conv2\.(?=(?:conv|bn[01]|fc[12])\.)", key):
+        return f"layer{_plus(match[1], -1)}.{match[2]}.conv2.{key[match.end() :]}"
     match = re.fullmatch(r"res(\d)\.(\d+)\.(\w+)\.(norm\.)?(\w+)", key)
     if not match:
         return key

@@ -140,6 +140,8 @@ def infer_preprocessing(network: SourceNetwork) -> tuple[Preprocessing | None, s
         return None, None
     plain = architecture is not None and architecture.groups == 1
     if scheme in ("Caffe2", "detectron2"):
+        if "layer1.0.conv2.fc1.weight" in network.tensors:
+            return RESNEST_RGB, "pytorch"
         # FAIR's own trainings, ResNeXt and group norm, stride in the 3x3; the MSRA weights in the first 1x1.
         group_norm = any("_gn_" in name for name in network.names.values())
         return MSRA_BGR if plain else PYCLS_BGR, "caffe" if plain and not group_norm else "pytorch"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import mmdet
 from mmengine.config import Config
@@ -42,14 +44,25 @@ def _distinct(types: tuple[str, ...]) -> list[tuple[list[str], dict[str, Any]]]:
 
 
 @functools.cache
-def count_configs() -> int:
-    """How many of the shipped files are configs with a model."""
-    return sum(bool(_model_of(path)) for path in CONFIGS.rglob("*.py"))
+def configs_by_backbone() -> dict[str, list[str]]:
+    """The names of the configs of each type of backbone: the detector's own, or that of a detector within."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(CONFIGS.rglob("*.py")):
+        model = _model_of(path)
+        backbone = model.get("backbone") or model.get("detector", {}).get("backbone") or {}
+        name = str(backbone.get("type")).removeprefix("mmdet.")
+        found.setdefault(name, []).append(str(path.relative_to(CONFIGS)))
+    return found
+
+
+_read = functools.cache(Config._file2dict)
 
 
 @functools.cache
 def _model_of(path: Path) -> dict[str, Any]:
-    with warnings.catch_warnings():
+    # Most of the time goes into files that many configs inherit from: each is read once.
+    cached = mock.patch.object(Config, "_file2dict", lambda *args, **kwargs: copy.deepcopy(_read(*args, **kwargs)))
+    with warnings.catch_warnings(), cached:
         warnings.simplefilter("ignore")
         try:
             config = Config.fromfile(str(path), import_custom_modules=False)

@@ -9,7 +9,7 @@ import inspect
 import mmdet.models.backbones.resnet as reference
 import pytest
 import torch
-from backbone_dicts import distinct_backbones
+from backbone_dicts import configs_by_backbone, distinct_backbones, users_of_backbones
 from equality import assert_bit_exact, seeded
 from mmengine.model import revert_sync_batchnorm
 
@@ -42,14 +42,23 @@ def test_backbone_of_a_shipped_config(name, bit_exact):
     ours, theirs = build_pair(DICTS[name])
     assert [type(m).__name__ for m in ours.modules()] == [type(m).__name__ for m in theirs.modules()]
     # mmcv's DCN takes no feature map smaller than its kernel: stage 4 has to be 3x3.
-    size = 96 if "dcn" in DICTS[name] else 64
+    size = 65 if "dcn" in DICTS[name] else 33
     assert_bit_exact(without_sync(ours), without_sync(theirs), batch(size=size))
     bit_exact("distinct ResNet dicts of mmdet's configs", name)
 
 
+FAMILY = dict(ResNet=461, ResNeXt=97, RegNet=26, ResNeSt=8, Res2Net=7, DetectoRS_ResNet=7, TridentResNet=3)
+
+
 def test_dicts_are_all_of_them():
-    # mmdet 3.3.0 has 58; the fork's releases may add some.
-    assert len(DICTS) >= 58
+    assert len(DICTS) == 58
+    # The configs whose detector has one of our backbones, counted apart from the dicts: mmdet 3.3.0's.
+    configs = configs_by_backbone()
+    counts = {name: len(configs[name]) for name in FAMILY}
+    assert counts == FAMILY
+    compared = {user for users in users_of_backbones(tuple(resnet_backbone.__all__)).values() for user in users}
+    assert compared == {config for name in FAMILY for config in configs[name]}
+    assert len(compared) == 609
 
 
 BN = dict(type="BN", requires_grad=True)

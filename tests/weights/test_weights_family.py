@@ -1,13 +1,16 @@
-"""The weights of ResNet's relatives, from torchvision and timm: loaded, they compute the same features."""
+"""The weights of ResNet's relatives, under every name that they go by: loaded, they compute the same features."""
 
 from __future__ import annotations
 
+import copy
+import re
 from functools import partial
 
 import pytest
 import torch
 import torchvision
-from helpers import shake
+from helpers import assert_same_bits, shake
+from test_weights_formats import caffe2_name, conv_module_stem, detectron2_name, renamed
 from timm.layers import SEModule
 from timm.models import regnet as timm_regnet
 from timm.models.res2net import Bottle2neck
@@ -118,6 +121,79 @@ def test_weights_give_the_same_features(name):
         expected, levels = levels_of(model, x), backbone(x)
     for level, reference in zip(levels, expected, strict=True):
         assert (level - reference).norm() <= 1e-5 * reference.norm()
+
+
+def pycls_name(name):
+    if match := re.fullmatch(r"(conv|bn)1\.(\w+)", name):
+        return f"stem.{match[1]}.{match[2]}"
+    stage, block, layer, leaf = re.fullmatch(r"layer(\d)\.(\d+)\.([a-z]+\.?\d)\.(\w+)", name).groups()
+    kind, number = layer[:-1], int(layer[-1])
+    if kind == "downsample.":
+        return f"s{stage}.b{int(block) + 1}.{('proj', 'bn')[number]}.{leaf}"
+    return f"s{stage}.b{int(block) + 1}.f.{'abc'[number - 1]}{'_bn' if kind == 'bn' else ''}.{leaf}"
+
+
+def resnest_detectron2_name(name):
+    if match := re.fullmatch(r"stem\.(\d)\.(\w+)", name):
+        index = int(match[1])
+        return f"stem.conv1_{index // 3 + 1}.{'norm.' if index % 3 else ''}{match[2]}"
+    if match := re.fullmatch(r"layer(\d)\.(\d+\.conv2\..+)", name):
+        return f"res{int(match[1]) + 1}.{match[2]}"
+    # A shortcut's first layer is the pooling, which the names of detectron2 do not count.
+    return detectron2_name(re.sub(r"downsample\.([12])", lambda match: f"downsample.{int(match[1]) - 1}", name))
+
+
+def mmpretrain_name(name):
+    return f"backbone.{conv_module_stem(name)}"
+
+
+X = dict(type="ResNeXt", depth=50, groups=4, base_width=4, base_channels=8)
+STATISTICS = {"weight": "s", "bias": "b", "running_mean": "rm", "running_var": "riv"}
+MMPRETRAIN = dict(
+    ResNeXt=X,
+    SEResNet=dict(type="ResNet", depth=50, base_channels=8, plugins=SE),
+    SEResNeXt=dict(X, plugins=SE),
+    RegNet=REGNET,
+    Res2Net=dict(RES2NET, pool_unstrided=True),
+    ResNeSt=dict(type="ResNeSt", depth=50, base_channels=8),
+)
+# Who names them so, the network, the name of each tensor, and what is around them in the file.
+RENAMED = {
+    "detectron2": ("detectron2", X, detectron2_name, lambda state: {"model": state, "__author__": "detectron2"}),
+    "detectron2, by Caffe2": (
+        "Caffe2",
+        X,
+        partial(caffe2_name, norm="bn", leaves=STATISTICS),
+        lambda state: {"blobs": state},
+    ),
+    "detectron2, by ResNeSt's authors": (
+        "detectron2",
+        MMPRETRAIN["ResNeSt"],
+        resnest_detectron2_name,
+        lambda state: state,
+    ),
+    "pycls": ("pycls", REGNET, pycls_name, lambda state: {"epoch": 99, "model_state": state, "optimizer_state": {}}),
+    **{
+        f"mmpretrain {name}": ("mmdet, mmpretrain or mmseg", cfg, mmpretrain_name, lambda state: {"state_dict": state})
+        for name, cfg in MMPRETRAIN.items()
+    },
+}
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_other_names_give_the_same_features(name):
+    label, cfg, rename, pack = RENAMED[name]
+    source, backbone = (build_backbone(copy.deepcopy(cfg)).eval() for _ in range(2))
+    state = renamed(shake(source), rename)
+    report = load_pretrained(backbone, pack(state))
+    assert report.format == label
+    assert len(report.loaded) == len(state)
+    assert not report.unexpected
+    if "ResNeSt's authors" in name:
+        assert report.preprocessing.mean == (123.68, 116.779, 103.939)
+    x = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert_same_bits(backbone(x), source(x))
 
 
 @pytest.mark.parametrize(

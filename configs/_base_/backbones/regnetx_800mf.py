@@ -1,0 +1,17 @@
+# RegNetX-800MF (levels of 64, 128, 288 and 672 channels) as mmdet's detectors use it: ImageNet weights from pycls,
+# for images in BGR with mean (103.53, 116.28, 123.675) and std (57.375, 57.12, 58.395); stem and first stage frozen,
+# running statistics of the batch norms kept.
+custom_imports = dict(imports=["resnet_backbone"], allow_failed_imports=False)
+
+model = dict(
+    backbone=dict(
+        type="RegNet",
+        arch="regnetx_800mf",
+        out_indices=(0, 1, 2, 3),
+        frozen_stages=1,
+        norm_cfg=dict(type="BN", requires_grad=True),
+        norm_eval=True,
+        style="pytorch",
+        init_cfg=dict(type="Pretrained", checkpoint="open-mmlab://regnetx_800mf"),
+    )
+)

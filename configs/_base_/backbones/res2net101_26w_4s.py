@@ -1,0 +1,19 @@
+# Res2Net-101 v1d 26w 4s (levels of 256, 512, 1024 and 2048 channels) as mmdet's detectors use it: ImageNet weights
+# from its authors, who call it v1b, stem and first stage frozen, running statistics of the batch norms kept.
+custom_imports = dict(imports=["resnet_backbone"], allow_failed_imports=False)
+
+model = dict(
+    backbone=dict(
+        type="Res2Net",
+        depth=101,
+        scales=4,
+        base_width=26,
+        num_stages=4,
+        out_indices=(0, 1, 2, 3),
+        frozen_stages=1,
+        norm_cfg=dict(type="BN", requires_grad=True),
+        norm_eval=True,
+        style="pytorch",
+        init_cfg=dict(type="Pretrained", checkpoint="open-mmlab://res2net101_v1d_26w_4s"),
+    )
+)

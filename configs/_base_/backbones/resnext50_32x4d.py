@@ -1,0 +1,19 @@
+# ResNeXt-50 32x4d (levels of 256, 512, 1024 and 2048 channels) as mmdet's detectors use it: ImageNet weights from
+# torchvision, stem and first stage frozen, running statistics of the batch norms kept.
+custom_imports = dict(imports=["resnet_backbone"], allow_failed_imports=False)
+
+model = dict(
+    backbone=dict(
+        type="ResNeXt",
+        depth=50,
+        groups=32,
+        base_width=4,
+        num_stages=4,
+        out_indices=(0, 1, 2, 3),
+        frozen_stages=1,
+        norm_cfg=dict(type="BN", requires_grad=True),
+        norm_eval=True,
+        style="pytorch",
+        init_cfg=dict(type="Pretrained", checkpoint="torchvision://resnext50_32x4d"),
+    )
+)
