@@ -172,8 +172,8 @@ def test_arrays_of_other_layouts(change, state):
 
 
 def test_long_keys_that_are_no_names(state):
-    long = {"layer1.0." + "downsample.1." * 37 + str(number): torch.zeros(1) for number in range(20_000)}
-    with_dots = {"0." * 140 + str(number): torch.zeros(1) for number in range(20_000)}
+    long = {"layer1.0." + "downsample.1." * 37 + str(number): torch.zeros(1) for number in range(5_000)}
+    with_dots = {"0." * 140 + str(number): torch.zeros(1) for number in range(5_000)}
     assert len(load_pretrained(ResNet(**NARROW), {**state, **long, **with_dots}).loaded) == len(state)
 
 

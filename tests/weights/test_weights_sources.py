@@ -46,11 +46,13 @@ def path(tmp_path, state):
     return str(tmp_path / "model.pth")
 
 
-@pytest.fixture
-def full_width(tmp_path):
+@pytest.fixture(scope="module")
+def full_width(tmp_path_factory):
     """What the command builds by ``--depth`` has the usual width."""
-    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
-    return str(tmp_path / "resnet18.pth")
+    path = tmp_path_factory.mktemp("full_width") / "resnet18.pth"
+    torch.save(torchvision.models.resnet18().state_dict(), path)
+    yield str(path)
+    path.unlink()
 
 
 @pytest.fixture
