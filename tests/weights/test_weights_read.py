@@ -23,7 +23,6 @@ from resnet_backbone.weights import CheckpointError, CheckpointNotFoundError, Un
 from resnet_backbone.weights.read import _LEGACY_MAGIC as LEGACY_MAGIC
 from resnet_backbone.weights.read import read_file
 
-
 NARROW = dict(depth=18, base_channels=8)
 
 
