@@ -435,19 +435,16 @@ class ResNet(FineTuning):
             ArgumentError: ``x`` has the wrong number of dimensions or channels, or not a floating-point dtype.
         """
         self._check_input(x)
-        outs = []
-        if self.out_stem:
-            outs.append(self._stem_features(x))
-            x = self._pool(outs[0])
-        else:
-            x = self._forward_stem(x)
+        x = self._stem_features(x)
+        outs = [x] if self.out_stem else []
+        x = self._pool(x)
 
-        last = max(self.out_indices)
-        for index in range(last + 1):
-            x = getattr(self, self.res_layers[index])(x)
+        num_used = max(self.out_indices) + 1
+        for index, name in enumerate(self.res_layers[:num_used]):
+            x = getattr(self, name)(x)
             if index in self.out_indices:
                 outs.append(x)
-        outs[-1] = cast(Tensor, mark_unused_for_ddp((getattr(self, name) for name in self.res_layers[last + 1 :]), x))
+        outs[-1] = mark_unused_for_ddp((getattr(self, name) for name in self.res_layers[num_used:]), x)
         return tuple(outs)
 
     def _forward_stem(self, x: Tensor) -> Tensor:

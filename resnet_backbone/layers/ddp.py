@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from .tracing import is_recording
 
 __all__ = ["mark_unused_for_ddp"]
 
-Output = Tensor | tuple[Any, ...]
+Output = TypeVar("Output", bound="Tensor | tuple[Any, ...]")
 
 
 def mark_unused_for_ddp(unused: Iterable[nn.Module], out: Output) -> Output:
