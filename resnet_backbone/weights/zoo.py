@@ -215,6 +215,10 @@ NAMED: tuple[NamedWeights, ...] = (
 _RELEASES: dict[str, tuple[Preprocessing, str]] = {
     f"{_D2}/torchvision/R-50.pkl": (IMAGENET_RGB, "pytorch"),
     f"{_D2}/torchvision/R-101.pkl": (IMAGENET_RGB, "pytorch"),
+    # Detectron2's catalog says of Detectron's weights that all take images with a standard deviation of 1.
+    f"{_D1}/20171220/X-101-32x8d.pkl": (DETECTRON_BGR, "pytorch"),
+    f"{_D1}/FBResNeXt/X-101-64x4d.pkl": (DETECTRON_BGR, "pytorch"),
+    f"{_D1}/25093814/X-152-32x8d-IN5k.pkl": (DETECTRON_BGR, "pytorch"),
 }
 
 

@@ -495,6 +495,8 @@ def test_detectron2s_catalog(asked):
     # Caffe2's weights, which are not those of the same name under detectron2://.
     assert resolve("catalog://ImageNetPretrained/MSRA/R-50").preprocessing.bgr_to_rgb is False
     assert asked == ["https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained/MSRA/R-50.pkl"]
+    # detectron2's own release of this network takes a standard deviation of its own.
+    assert resolve("catalog://ImageNetPretrained/FAIR/X-101-32x8d").preprocessing.std == (1, 1, 1)
     with pytest.raises(ArgumentError, match=r"MSRA/R-51.*Did you mean 'ImageNetPretrained/MSRA/R-50'"):
         resolve("catalog://ImageNetPretrained/MSRA/R-51")
 
