@@ -371,7 +371,8 @@ def test_inference_mode_leaves_nothing_that_training_cannot_use():
 
 @pytest.mark.parametrize("frozen_stages", [-1, 1])
 def test_compiles_without_graph_breaks(frozen_stages):
-    exact, folded = pair(depth=18, dtype=torch.float64, frozen_stages=frozen_stages)
+    stages = dict(num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(0, 1))
+    exact, folded = pair(depth=18, dtype=torch.float64, frozen_stages=frozen_stages, **stages)
     torch.compiler.reset()
     compiled = torch.compile(folded, fullgraph=True, backend="aot_eager")
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
