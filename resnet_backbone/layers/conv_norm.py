@@ -20,11 +20,11 @@ from .tracing import has_hooks, is_compiling, is_plain, is_recording, is_tracing
 __all__ = ["conv_norm", "conv_norm_sequence", "fold_weights", "foldable", "is_foldable", "norm_as_affine"]
 
 # Exact classes: a subclass computes something else (standardised or parametrised weights, sampling at offsets).
-# mmcv's own, which the types 'Conv' and 'Conv3d' stand for, differ from PyTorch's for empty inputs on torch 1.4 alone.
+# mmcv's classes, registered as 'Conv' and 'Conv3d', differ from PyTorch's only for empty inputs on torch 1.4.
 # mmengine turns a SyncBatchNorm back into a _BatchNormXd.
 _CONVS: list[Any] = [nn.Conv1d, nn.Conv2d, nn.Conv3d, wrappers.Conv2d, wrappers.Conv3d]
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, _BatchNormXd)
-# As they were on import: whoever replaces one for all layers wants to be called.
+# As imported: a forward that was patched for the whole class must not be bypassed.
 _FORWARDS: dict[type, Any] = {cls: cls.forward for cls in (*_CONVS, *_NORMS)}
 
 Conv = TypeVar("Conv", bound=type[nn.Module])
@@ -48,12 +48,12 @@ def conv_norm(conv: Any, norm: Any, x: Tensor, fold: bool, *, checkpointed: bool
         conv: The convolution.
         norm: The norm layer behind it.
         x: Features of shape ``(N, C, ...)``.
-        fold: Compute both as one convolution where that cannot be told from calling the two, but for rounding.
+        fold: Compute both as one convolution where the result differs only by rounding.
         checkpointed: Whether the caller is within a checkpoint, which drops what is saved here.
     """
     if not fold or is_watched(x) or not is_foldable(conv, norm) or x.dim() != conv.weight.dim():
         return cast(Tensor, norm(conv(x)))
-    # An ordinary operation saves its inputs before it runs, so that a checkpoint need not run the last one again.
+    # An ordinary operation saves its inputs before it runs, so a checkpoint need not recompute the last one.
     if checkpointed or is_tracing() or not torch.is_grad_enabled():
         again = conv.training and is_compiling() and not is_recording()
         weight, bias = fold_weights(conv, norm, rescale_in_backward=again)
@@ -65,7 +65,7 @@ def conv_norm_sequence(layers: nn.Module, x: Tensor, fold: bool, *, checkpointed
     """Compute ``layers(x)``, each convolution that a norm layer follows together with it.
 
     Args:
-        layers: An ``nn.Sequential``; any other module, and one with hooks, is called as it is.
+        layers: An ``nn.Sequential``; any other module, and one with hooks, is simply called.
         x: Features of shape ``(N, C, ...)``.
         fold: As for ``conv_norm``.
         checkpointed: As for ``conv_norm``.
@@ -204,7 +204,7 @@ def _scaled(weight: Tensor, scale: Tensor, *, in_place: bool = False) -> Tensor:
 def _scaled_as_used(weight: Tensor, scale: Tensor) -> Tensor:
     """``_scaled`` in the dtype of the convolution: what autocast makes of it outside of a checkpoint would be saved."""
     scaled, device = _scaled(weight, scale), weight.device.type
-    # Before torch 2.4 the question cannot be asked for a device.
+    # Before torch 2.4 this has no per-device variant.
     if not hasattr(torch, "get_autocast_dtype") or not torch.is_autocast_enabled(device):
         return scaled
     return scaled.to(torch.get_autocast_dtype(device))

@@ -57,7 +57,7 @@ ADDITIONS: tuple[type[nn.Module], ...] = (ResNetV1c, MultiScaleResNet1d, BasicBl
 
 
 def mmdet_registry() -> Registry:
-    """Return mmdet's model registry, or our own registry in its scope if mmdet cannot be imported."""
+    """Return mmdet's model registry, or this package's own in mmdet's scope if mmdet cannot be imported."""
     try:
         return cast(Registry, import_module("mmdet.registry").MODELS)
     except Exception as error:  # noqa: BLE001 - mmdet asserts versions, and its dependencies fail in their own ways
