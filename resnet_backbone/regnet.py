@@ -29,6 +29,8 @@ class Bottleneck(resnext.Bottleneck):
 class RegNet(ResNet):
     """RegNetX (Radosavovic et al., 2020, https://arxiv.org/abs/2003.13678, section 5), without its classifier.
 
+    ``fold_norm`` halves what a training step saves, as for a ResNet.
+
     The stem is one 3x3 convolution of stride 2. Block ``j`` is ``w0 + wa * j`` channels wide, rounded to ``w0`` times a
     power of ``wm`` and to a multiple of 8; blocks of one width make a stage (section 3.3).
 
@@ -77,6 +79,11 @@ class RegNet(ResNet):
         stem_stride: int = 2,
         **kwargs: Any,
     ) -> None:
+        for name in ("depth", "num_stages"):
+            if name in kwargs:
+                raise ArgumentTypeError(
+                    f"{name} is what arch says for RegNet, got {name}={kwargs[name]!r}: leave it out"
+                )
         design = self._design(arch)
         widths, num_stages = self.generate_regnet(design["w0"], design["wa"], design["wm"], design["depth"])
         if not 1 <= num_stages <= 4:

@@ -279,6 +279,8 @@ def test_looking_again_reads_the_pyramid():
         ("RegNet", dict(arch=dict(REGNET, w0=17)), ["w0", "17"]),
         ("RegNet", dict(deep_stem=True), ["deep_stem", "True"]),
         ("RegNet", dict(stem_stride=4), ["stem_stride", "4"]),
+        ("RegNet", dict(num_stages=2), ["num_stages", "2"]),
+        ("RegNet", dict(depth=50), ["depth", "50"]),
         ("Res2Net", dict(scales=1), ["scales", "1"]),
         ("Res2Net", dict(style="caffe"), ["style", "caffe"]),
         ("Res2Net", dict(plugins=[dict(cfg=dict(type="SELayer"), position="after")]), ["position", "after"]),
