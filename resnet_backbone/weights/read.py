@@ -344,7 +344,11 @@ class _Reader:
         content: dict[str, Any] = {}
         with safe_open(self.path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 - no mapping
-                tensor = file.get_tensor(key)
+                try:
+                    tensor = file.get_tensor(key)
+                except AttributeError as error:
+                    reason = "of a dtype that this version of PyTorch does not have"
+                    raise CheckpointError(f"holds data {reason} ({error})") from None
                 self.budget.spend(2000 + tensor.nbytes)
                 content[key] = tensor.to(self.place(tensor.untyped_storage(), "cpu").device)
             return {**content, "__metadata__": dict(file.metadata() or {})}

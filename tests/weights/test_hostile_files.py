@@ -354,6 +354,15 @@ def test_safetensors_are_told_by_more_than_the_length_of_their_header(head, tmp_
     assert read_file(path)["x"].tolist() == [0]
 
 
+def test_a_dtype_of_a_newer_pytorch_is_named(tmp_path, monkeypatch):
+    header = b'{"x":{"dtype":"U64","shape":[1],"data_offsets":[0,8]}}'
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
+    monkeypatch.delattr(torch, "uint64", raising=False)
+    with pytest.raises(CheckpointError, match=r"does not have .*uint64"):
+        read_file(path)
+
+
 @pytest.mark.parametrize("head", [b"\x89HDF\r\n\x1a\n", b"\x1f\x8b\x08", b"\x93NUMPY\x01"])
 def test_other_formats_are_named(head, tmp_path):
     path = tmp_path / "model.pth"
