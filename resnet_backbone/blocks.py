@@ -18,7 +18,7 @@ from .layers.conv_norm import conv_norm, conv_norm_sequence
 from .layers.deform import rename_old_offsets
 from .layers.dimensions import spatial_dims_of
 from .layers.plugins import dry_run_plugin
-from .layers.tracing import caches_outputs, is_recording, untyped_at_runtime
+from .layers.tracing import caches_outputs, is_in_function_mode, is_recording, untyped_at_runtime
 
 __all__ = ["BasicBlock", "Bottleneck", "ResidualBlock"]
 
@@ -203,6 +203,9 @@ class ResidualBlock(BaseModule):
         activation checkpointing around the backbone chooses itself what to recompute.
         """
         if not self.with_cp or not is_grad_enabled() or is_recording(x) or caches_outputs():
+            return False
+        # A function mode is off during the recomputation, which would then fold what the first computation did not.
+        if self.fold_norm and is_in_function_mode():
             return False
         return x.requires_grad or not any(isinstance(m, _BatchNorm) and m.training for m in self.modules())
 

@@ -147,6 +147,22 @@ def test_backward_twice():
 
 
 @each_way
+def test_function_modes(way):
+    class Counting(torch.overrides.TorchFunctionMode):
+        norms = 0
+
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            self.norms += function is nn.functional.batch_norm
+            return function(*args, **kwargs or {})
+
+    backbone = build(**way)
+    with Counting() as mode:
+        found = computed(backbone, images())
+    assert mode.norms >= sum(isinstance(module, _BatchNorm) for module in backbone.modules())
+    assert_near(found, computed(backbone, images()))
+
+
+@each_way
 def test_hessian_vector_products(way):
     products = []
     for backbone in (build(**way).double(), build().double()):

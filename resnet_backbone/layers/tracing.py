@@ -16,6 +16,7 @@ __all__ = [
     "caches_outputs",
     "has_hooks",
     "is_compiling",
+    "is_in_function_mode",
     "is_plain",
     "is_recording",
     "is_tracing",
@@ -64,13 +65,16 @@ def is_watched(x: object) -> bool:
     """Whether global hooks, a ``TorchFunctionMode`` or a tensor subclass intercepts calls."""
     if not is_plain(x) or any(_GLOBAL_HOOKS):
         return True
+    return is_in_function_mode() or caches_outputs()
+
+
+def is_in_function_mode() -> bool:
+    """Whether a ``TorchFunctionMode`` is active, which it is not while ``backward()`` runs."""
     # A compiler traces through modes. torch.set_default_device is a mode too, but has no effect here.
     if is_compiling():
         return False
     modes = torch._C._len_torch_function_stack()
-    if not all(isinstance(torch._C._get_function_stack_at(index), DeviceContext) for index in range(modes)):
-        return True
-    return caches_outputs()
+    return not all(isinstance(torch._C._get_function_stack_at(index), DeviceContext) for index in range(modes))
 
 
 def caches_outputs() -> bool:
