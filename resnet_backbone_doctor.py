@@ -1,7 +1,6 @@
 """Diagnose an environment: ``resnet-backbone-doctor`` says what is broken in it and which command fixes it.
 
-This module lies beside the package, because importing the package is what fails in the environments it is meant for. It
-needs only the standard library; each library is imported in a process of its own.
+It is not part of the package, which cannot be imported in such an environment, and needs only the standard library.
 """
 
 from __future__ import annotations
@@ -62,7 +61,8 @@ import mmdet.models
 import torch, resnet_backbone
 backbone = resnet_backbone.build_backbone(dict(type="ResNet", depth=18, base_channels=4)).eval()
 backbone(torch.zeros(1, 3, 64, 64))
-note = "registered in mmdet's scope" + ", without mmdet" * (not find_spec("mmdet"))
+in_mmdet = getattr(sys.modules["mmdet.registry"], "__file__", None)
+note = "registered in mmdet" if in_mmdet else "registered in mmdet's scope, without mmdet"
 """,
 }
 # Runs a probe: an import that crashes, exits or prints does not take the doctor with it.
@@ -86,14 +86,13 @@ FORK_MMDET = f"pip uninstall -y mmdet && {BUILD_TOOLS} && pip install --no-build
 # Combinations that are known to fail: the component to blame, the components whose error shows it, a pattern for that
 # error, what is wrong, and the command. {error} is the error, {seen_in} the component that has it, {1} the pattern's
 # group; the other fields are those of Environment.fields.
-ANY = tuple(PROBES)
 KNOWN: tuple[tuple[str, tuple[str, ...], str, str, str], ...] = (
-    ("numpy", ANY, "compiled using NumPy 1|Numpy is not available",
+    ("numpy", tuple(PROBES), "compiled using NumPy 1|Numpy is not available",
           "{seen_in} was compiled for NumPy 1 and cannot use NumPy {numpy}", 'pip install "numpy<2"'),
     ("torch", ("torch",), "No module named 'torch'", "not installed", "pip install torch torchvision"),
     ("torch", ("torch",), "needs torch 2.1", "{error}", 'pip install --upgrade "torch>=2.1" torchvision'),
     ("torch", ("torch",), "CUDA error|HIP error", "not built for this GPU: {error}",
-          "pip install --upgrade torch torchvision"),
+          "pip install -U torch torchvision"),
     ("torchvision", ("torchvision",), "torchvision::|undefined symbol|DLL load failed",
           "{torchvision} does not belong to torch {torch}: {error}. Install both from one place",
           "pip uninstall -y torchvision && pip install --no-cache-dir torch=={torch} torchvision"),
@@ -133,24 +132,23 @@ class Environment(NamedTuple):
         """The distributions of a component that are installed."""
         return [name for name in DISTRIBUTIONS.get(component, ()) if name in self.versions]
 
-    def is_fork(self) -> bool:
-        """Whether the maintained fork (onedl) is in use: by the topmost library that is installed."""
-        used = next((names for c in ("mmdet", "mmcv", "mmengine") if (names := self.installed(c))), [])
-        return len(used) == 1 and used[0] in FORK.values()
-
     def fields(self) -> dict[str, str]:
         """The values that the texts and commands of ``KNOWN`` name."""
         installed = {component: self.installed(component) for component in DISTRIBUTIONS}
         mmcvs = " ".join(installed["mmcv"])
         lite = f"pip install mmcv-lite{'==2.1.0' if installed['mmdet'] else ''}"
-        compile_mmcv = BUILD_FORK if self.is_fork() else BUILD_MMCV
+        # The topmost library tells whether the maintained fork (onedl) is in use.
+        used = next((names for c in ("mmdet", "mmcv", "mmengine") if (names := installed[c])), [])
+        is_fork = len(used) == 1 and used[0] in FORK.values()
+        compile_mmcv = BUILD_FORK if is_fork else BUILD_MMCV
         suit_mmcv = lite if mmcvs == "mmcv-lite" else f"pip uninstall -y {mmcvs} && {compile_mmcv}"
         return {
             **{c: self.versions[names[0]].partition("+")[0] if names else "" for c, names in installed.items()},
-            "mmengine_here": FORK["mmengine"] if self.is_fork() else "mmengine",
+            "is_fork": "yes" if is_fork else "",
+            "mmengine_here": FORK["mmengine"] if is_fork else "mmengine",
             "mmcvs": mmcvs,
             "compile_mmcv": compile_mmcv,
-            "install_mmcv": BUILD_FORK if self.is_fork() else lite,
+            "install_mmcv": BUILD_FORK if is_fork else lite,
             "suit_mmcv": FORK_MMDET if mmcvs == FORK["mmcv"] else suit_mmcv,
         }
 
@@ -189,7 +187,7 @@ def _run_probe(script: str) -> Probe:
 
 
 def diagnose(env: Environment) -> list[Diagnosis]:
-    """Say what works in an environment and what does not, in the order in which the components need each other."""
+    """Diagnose each component, in the order of their dependencies."""
     found = dict[str, Diagnosis]()
     for component in PROBES:
         found[component] = _installed_twice(env, component) or _known(env, component) or _other(env, component, found)
@@ -200,9 +198,10 @@ def _installed_twice(env: Environment, component: str) -> Diagnosis | None:
     names = env.installed(component)
     if len(names) < 2:
         return None
-    kept = FORK[component] if env.is_fork() else names[0]
+    fields = env.fields()
+    kept = FORK[component] if fields["is_fork"] else names[0]
     pinned = f"pip install --no-deps {kept}=={env.versions[kept]}"
-    install = env.fields()["install_mmcv"] if component == "mmcv" else pinned
+    install = fields["install_mmcv"] if component == "mmcv" else pinned
     listed = " and ".join(f"{name} {env.versions[name]}" for name in names)
     text = f"{listed} are installed over each other: what is imported is a mixture"
     return Diagnosis(component, "broken", text, f"pip uninstall -y {' '.join(names)} && {install}")
@@ -260,7 +259,7 @@ def report(env: Environment, diagnoses: list[Diagnosis]) -> str:
 
 def main() -> int:
     """Print what works in this environment and what does not; the exit status is 1 if something is broken."""
-    print("Importing each library in a process of its own ...", file=sys.stderr)
+    print("Importing each library in its own process ...", file=sys.stderr)
     env = inspect()
     diagnoses = diagnose(env)
     print(report(env, diagnoses))

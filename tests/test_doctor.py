@@ -230,7 +230,7 @@ BROKEN = {
         env(LITE, torch=Probe("RuntimeError: CUDA error: no kernel image")),
         "torch",
         "not built for this GPU: RuntimeError: CUDA error: no kernel image",
-        "pip install --upgrade torch torchvision",
+        "pip install -U torch torchvision",
     ),
     "something unheard of": (
         env(LITE, mmengine=Probe("OSError: disk on fire"), mmdet=NO_MMDET),
