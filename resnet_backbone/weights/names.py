@@ -107,10 +107,9 @@ def canonical_names(shapes: Mapping[str, Shape]) -> dict[str, str]:
         first stage has three blocks, that is, where the fourth has the next projection.
     """
     # PaddleClas numbers its blocks through; the first of every stage but the first one has a projection.
-    # That of the first stage may lack one.
-    firsts = sorted(
-        {0, *(int(match[1]) for name in shapes if (match := re.match(r"block\.(\d+)\.downsample\.", name)))}
-    )
+    firsts = sorted({0} | _numbers(r"block\.(\d+)\.downsample\.", shapes))
+    # pytorchvideo numbers poolings with its stages.
+    stages = sorted(_numbers(r"stage\.(\d+)\.", shapes))
     last = max((int(match[1]) for name in shapes if (match := re.match(r"stem\.conv(\d)\.", name))), default=1)
     projections = {
         match[0]
@@ -118,10 +117,16 @@ def canonical_names(shapes: Mapping[str, Shape]) -> dict[str, str]:
         # The weight of a convolution has three dimensions or more, that of a norm layer has one.
         if (match := _DOWNSAMPLE.match(name)) and name.endswith(".weight") and len(shape) >= 3
     }
-    return {name: _canonical_name(_staged(name, firsts), last, projections) for name in shapes}
+    return {name: _canonical_name(_staged(name, firsts, stages), last, projections) for name in shapes}
 
 
-def _staged(name: str, firsts: list[int]) -> str:
+def _numbers(pattern: str, names: Iterable[str]) -> set[int]:
+    return {int(match[1]) for name in names if (match := re.match(pattern, name))}
+
+
+def _staged(name: str, firsts: list[int], stages: list[int]) -> str:
+    if match := re.match(r"stage\.(\d+)(?=\.)", name):
+        return f"layer{stages.index(int(match[1])) + 1}{name[match.end() :]}"
     match = re.match(r"block\.(\d+)(?=\.)", name)
     if not match:
         return name
@@ -322,7 +327,7 @@ def _pytorchvideo_name(key: str) -> str:
         return key
     stage, block, kind, letter, shortcut = match.groups()
     layer = f"downsample.{shortcut}" if letter is None else f"{kind}{'abc'.index(letter) + 1}"
-    return f"layer{stage}.{block}.{layer}.{key[match.end() :]}"
+    return f"stage.{stage}.{block}.{layer}.{key[match.end() :]}"
 
 
 def _branch_layer(branch: str, kind: str) -> str:

@@ -576,6 +576,17 @@ def test_volumes(rename, label, depth, shake, relative_difference):
     assert relative_difference(features(backbone, x), features(source, x)) < 1e-5
 
 
+def test_pytorchvideos_pooling_between_stages(shake):
+    # C2D and I3D have a pooling behind the first stage, which counts as a block.
+    source = shake(ResNet(depth=50, **VOLUMES))
+    state = renamed(
+        source, lambda name: re.sub(r"^blocks\.([2-4])", lambda m: f"blocks.{int(m[1]) + 1}", pytorchvideo(name))
+    )
+    backbone = ResNet(depth=50, **VOLUMES)
+    assert not load_pretrained(backbone, state).missing
+    assert torch.equal(backbone.layer2[0].conv1.weight, source.layer2[0].conv1.weight)
+
+
 @pytest.mark.parametrize(
     ("make", "scheme"),
     [("r3d_18", "torchvision's video ResNets"), ("mc3_18", "torchvision's video ResNets")],
