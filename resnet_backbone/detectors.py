@@ -64,12 +64,13 @@ class Bottleneck(blocks.Bottleneck):
     ) -> None:
         # As mmdet does, and so from the same random numbers: first a plain Bottleneck, then what replaces its layers.
         super().__init__(inplanes, planes, init_cfg=init_cfg, **kwargs)
-        width = grouped_width(planes, groups or 1, base_width, base_channels)
+        inner = kwargs.get("width") or planes
+        width = inner if groups is None else grouped_width(planes, groups, base_width, base_channels)
         self._add_plugins(plugins, width, width, planes * self.expansion)
         self.sac = sac
         self.with_sac = sac is not None
         if self.with_sac:
-            self._build_conv2(planes)
+            self._build_conv2(inner)
         self.rfp_inplanes = rfp_inplanes
         if rfp_inplanes:
             self.rfp_conv = build_conv_layer(None, rfp_inplanes, planes * self.expansion, kernel_size=1, bias=True)

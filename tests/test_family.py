@@ -52,7 +52,7 @@ FAMILY = {
     ),
     "DetectoRS_ResNet": dict(type="DetectoRS_ResNet", depth=50, base_channels=8, output_img=True),
     "DetectoRS_ResNet with SAC": dict(
-        type="DetectoRS_ResNet", depth=50, base_channels=8, conv_cfg=dict(type="ConvAWS"), **SAC
+        type="DetectoRS_ResNet", depth=50, base_channels=8, base_width=16, conv_cfg=dict(type="ConvAWS"), **SAC
     ),
     "DetectoRS_ResNeXt": dict(type="DetectoRS_ResNeXt", depth=50, base_channels=8, groups=4, base_width=4),
 }
