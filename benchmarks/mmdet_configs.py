@@ -67,7 +67,7 @@ def strip(node: Any) -> Any:
     """Drop checkpoints to start from."""
     if isinstance(node, dict):
         for key in [key for key, value in node.items() if is_download(key, value)]:
-            node[key] = None
+            node[key] = False if node[key] is True else None
         for value in node.values():
             strip(value)
     elif isinstance(node, (list, tuple)):
