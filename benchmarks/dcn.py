@@ -15,7 +15,7 @@ import mmcv.ops
 import torch
 from torch import nn
 
-from benchmarks.bench.measure import bytes_kept
+from benchmarks.bench.measure import saved_bytes
 from resnet_backbone import ResNet
 from resnet_backbone.layers.deform import ModulatedDeformConv2dPack
 
@@ -44,7 +44,7 @@ def main() -> None:
     backbones = {name: build(layer) for name, layer in LAYERS.items()}
     levels = [backbone(x) for backbone in backbones.values()]
     print("outputs bitwise equal:", all(torch.equal(one, other) for one, other in zip(*levels)))
-    kept = {name: bytes_kept(backbone, lambda backbone=backbone: backbone(x)) for name, backbone in backbones.items()}
+    saved = {name: saved_bytes(backbone, lambda backbone=backbone: backbone(x)) for name, backbone in backbones.items()}
     times: dict[str, dict[str, list[float]]] = {name: {"forward": [], "backward": []} for name in LAYERS}
     for _ in range(arguments.repeats + 1):
         for name, backbone in backbones.items():
@@ -59,7 +59,7 @@ def main() -> None:
     for name, row in times.items():
         # The first run of each warms up.
         forward, backward = (statistics.median(row[part][1:]) for part in ("forward", "backward"))
-        print(f"{name:24} forward {forward:6.2f} s   backward {backward:6.2f} s   kept {kept[name] / 1e6:7.1f} MB")
+        print(f"{name:24} forward {forward:6.2f} s   backward {backward:6.2f} s   saved {saved[name] / 1e6:7.1f} MB")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from torch import nn
 
 from benchmarks import gpu
 from benchmarks.bench.__main__ import main
-from benchmarks.bench.measure import bytes_kept, measure
+from benchmarks.bench.measure import measure, saved_bytes
 from benchmarks.bench.report import Report
 from benchmarks.bench.roofline import count_flops
 from benchmarks.bench.rows import Row, UnavailableError, reference, rows_for
@@ -42,9 +42,9 @@ def test_training_rows_are_compared_timed_and_weighed(tmp_path, capsys):
             continue
         assert len(result["milliseconds"]) == 1
         assert result["error"] < (2e-2 if "bf16" in result["name"] else 1e-4)
-    assert results["torchvision"]["kept_bytes"] == results["exact"]["kept_bytes"]
+    assert results["torchvision"]["saved_bytes"] == results["exact"]["saved_bytes"]
     # At 64 pixels the small tensors weigh more than in earnest.
-    assert results["folded"]["kept_bytes"] < 0.6 * results["exact"]["kept_bytes"]
+    assert results["folded"]["saved_bytes"] < 0.6 * results["exact"]["saved_bytes"]
     assert table["flops"] == count_flops(replace(TINY_TRAIN, batch=2, height=64, width=64))
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "resnet18, training step, frozen_stages=1, 2x3x64x64, fp32, cpu" in capsys.readouterr().out
@@ -124,11 +124,11 @@ def test_repetitions_are_interleaved():
     assert order[-4:] == ["exact", "other", "exact", "other"]
 
 
-def test_bytes_kept_on_a_case_counted_by_hand():
+def test_saved_bytes_of_a_case_counted_by_hand():
     model = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 1, bias=False))
     x = torch.rand(2, 3, 5, 5)
-    # The first convolution keeps the image; the ReLU and the second one keep one tensor, the ReLU's output.
-    assert bytes_kept(model, lambda: model(x)) == 4 * (2 * 3 * 25 + 2 * 4 * 25)
+    # The first convolution saves the image; the ReLU and the second one save one tensor, the ReLU's output.
+    assert saved_bytes(model, lambda: model(x)) == 4 * (2 * 3 * 25 + 2 * 4 * 25)
 
 
 def test_flops_are_those_of_the_convolutions():

@@ -82,7 +82,7 @@ def test_checkpointing_changes_no_bit(block, planes, requires_grad, training):
     assert_same_bits(checkpointed.buffers(), plain.buffers())
 
 
-def kept_bytes(module, x):
+def saved_bytes(module, x):
     """Bytes of the tensors that autograd keeps between forward and backward, each storage counted once."""
     kept = {}
 
@@ -101,9 +101,9 @@ def kept_bytes(module, x):
 def test_checkpointing_keeps_less(block, planes):
     module = block(8, planes)
     x = torch.randn(1, 8, 32, 32, requires_grad=True)
-    plain = kept_bytes(module, x)
+    plain = saved_bytes(module, x)
     module.with_cp = True
-    assert kept_bytes(module, x) < plain / 2
+    assert saved_bytes(module, x) < plain / 2
 
 
 @pytest.mark.parametrize(("block", "planes"), BLOCKS)

@@ -55,7 +55,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the CPU (default: torch's)")
     parser.add_argument("--repeats", type=int, default=10, metavar="N", help="timings of each row (%(default)s)")
     parser.add_argument("--only", nargs="+", metavar="ROW", help=f"rows beside {BASELINE!r}; 'list' shows them")
-    parser.add_argument("--memory", action="store_true", help="bytes kept for the backward pass; peak memory on cuda")
+    parser.add_argument("--memory", action="store_true", help="bytes saved for the backward pass; peak memory on cuda")
     parser.add_argument("--json", metavar="FILE", help="write everything that was measured")
     parser.add_argument("--plot", metavar="FILE", help="draw a picture")
 

@@ -18,7 +18,7 @@ from resnet_backbone.tools.saved_tensors import SavedTensorBytes
 from .rows import BASELINE, Builder, Row, UnavailableError
 from .settings import Settings, precision
 
-__all__ = ["Result", "bytes_kept", "measure", "milliseconds", "peak_bytes"]
+__all__ = ["Result", "measure", "milliseconds", "peak_bytes", "saved_bytes"]
 
 # Relative to the norm of each level, against the exact path in single precision.
 TOLERANCE = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 5e-2, "fp16": 2e-2}
@@ -34,7 +34,7 @@ class Result:
         name: The row.
         milliseconds: One entry per repetition.
         error: Largest relative difference of a level from the exact path in fp32.
-        kept_bytes: What autograd kept for the backward pass, parameters and buffers apart.
+        saved_bytes: What autograd saved for the backward pass, parameters and buffers apart.
         peak_bytes: On CUDA, the memory allocated at most in a step, beyond what was before it.
         note: Why there is no time, where there is none.
     """
@@ -42,7 +42,7 @@ class Result:
     name: str
     milliseconds: list[float] = field(default_factory=list)
     error: float | None = None
-    kept_bytes: int | None = None
+    saved_bytes: int | None = None
     peak_bytes: int | None = None
     note: str = ""
 
@@ -184,20 +184,20 @@ def peak_bytes(step: Callable[[], object], device: str) -> int:
 def _weigh(row: Row, image: Tensor, settings: Settings, step: Callable[[], object], result: Result) -> None:
     # Hooks on saved tensors would have a compiled network compiled again, which takes a minute there.
     if settings.train and row.model is not None and (settings.device == "cpu" or not row.compiled):
-        result.kept_bytes = bytes_kept(row.model, lambda: row.forward(image))
+        result.saved_bytes = saved_bytes(row.model, lambda: row.forward(image))
     if settings.device == "cuda":
         result.peak_bytes = peak_bytes(step, settings.device)
 
 
-def bytes_kept(model: nn.Module, forward: Callable[[], object]) -> int:
+def saved_bytes(model: nn.Module, forward: Callable[[], object]) -> int:
     """Return the bytes of the distinct storages that autograd saves in ``forward``, without parameters and buffers.
 
     Args:
         model: Whose parameters and buffers do not count.
         forward: Computes something that requires grad.
     """
-    with SavedTensorBytes(model) as kept:
+    with SavedTensorBytes(model) as saved:
         out = forward()
-    size = kept.bytes()
+    size = saved.bytes()
     del out
     return size

@@ -53,7 +53,7 @@ class Report:
         return None if result.median is None or baseline is None else baseline / result.median
 
     def memory_ratio(self, result: Result) -> float | None:
-        """Memory of a row as a share of the exact path's: peak memory on CUDA, bytes kept otherwise."""
+        """Memory of a row as a share of the exact path's: peak memory on CUDA, saved bytes otherwise."""
         memory, baseline = _memory(result), _memory(self._baseline)
         return None if memory is None or not baseline else memory / baseline
 
@@ -132,7 +132,7 @@ def make_report(
 
 
 def _memory(result: Result) -> int | None:
-    return result.peak_bytes if result.peak_bytes is not None else result.kept_bytes
+    return result.peak_bytes if result.peak_bytes is not None else result.saved_bytes
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float]:
