@@ -286,11 +286,13 @@ class MultiScaleResNet1d(ResNet):
         averages = [out.mean() if isinstance(out, Padded) else out.mean(dim=-1) for out in stages[-1]]
         return cast(Tensor, self.fc(modules[-1].fuse(averages)))
 
-    def _forward_stem(self, x: Tensor | Padded) -> Tensor | Padded:  # type: ignore[override]
+    def _stem_features(self, x: Tensor | Padded) -> Tensor | Padded:  # type: ignore[override]
         if not isinstance(x, Padded):
-            return super()._forward_stem(x)
-        stem = self.stem if self.deep_stem else (self.conv1, self.norm1, self.relu)
-        return x.apply(*stem, cast(nn.Module, self.maxpool))
+            return super()._stem_features(x)
+        return x.apply(*(self.stem if self.deep_stem else (self.conv1, self.norm1, self.relu)))
+
+    def _pool(self, x: Tensor | Padded) -> Tensor | Padded:  # type: ignore[override]
+        return x.apply(cast(nn.Module, self.maxpool)) if isinstance(x, Padded) else super()._pool(x)
 
     def _padded(self, x: Tensor, lengths: Tensor | Sequence[int]) -> Padded:
         """Check ``lengths`` and set the padding to zero."""
