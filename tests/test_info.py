@@ -7,7 +7,7 @@ import torch
 from helpers import assert_same_bits
 from torch import nn
 
-from benchmarks.bench.measure import bytes_kept
+from benchmarks.bench.measure import saved_bytes
 from resnet_backbone import MultiScaleResNet1d, ResNet, ResNetV1c
 from resnet_backbone.errors import ArgumentError, ArgumentTypeError
 from resnet_backbone.tools.cli import main
@@ -108,7 +108,7 @@ def test_counts_are_right_and_the_backbone_is_unchanged(name):
     x = torch.zeros(2, 3, *SIZE, dtype=next(backbone.parameters()).dtype)
     assert description.total.macs == macs_by_hooks(plain, x)
     if name != "SyncBN":  # which runs in a process group alone
-        assert description.total.saved_bytes == bytes_kept(backbone, lambda: backbone(x))
+        assert description.total.saved_bytes == saved_bytes(backbone, lambda: backbone(x))
 
 
 def test_parts_that_do_not_run_cost_only_parameters():

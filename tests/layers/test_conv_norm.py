@@ -10,7 +10,7 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jvp, vmap
 
-from benchmarks.bench.measure import bytes_kept
+from benchmarks.bench.measure import saved_bytes
 from resnet_backbone import ResNet, ResNetV1d, build_backbone
 from resnet_backbone.layers.conv_norm import _ScaledConv, conv_norm, conv_norm_sequence, fold_weights, is_foldable
 
@@ -129,12 +129,12 @@ def test_is_a_config_line():
 def test_half_the_bytes_are_kept():
     exact, folded = pair(depth=50, frozen_stages=1)
     x = torch.rand(1, 3, 128, 128)
-    assert bytes_kept(folded, lambda: folded(x)) <= 0.52 * bytes_kept(exact, lambda: exact(x))
+    assert saved_bytes(folded, lambda: folded(x)) <= 0.52 * saved_bytes(exact, lambda: exact(x))
 
 
 def test_frozen_stages_keep_nothing():
     _, folded = pair(depth=18, frozen_stages=4)
-    assert bytes_kept(folded, lambda: folded(torch.rand(1, 3, 64, 64))) == 0
+    assert saved_bytes(folded, lambda: folded(torch.rand(1, 3, 64, 64))) == 0
 
 
 def test_autocast():
@@ -395,6 +395,6 @@ def test_compiled_keeps_no_scaled_weights(autocast):
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         compiled(x)
         # Eager, too, nothing but activations is kept.
-        assert bytes_kept(folded, lambda: compiled(x)) <= 1.04 * bytes_kept(folded, lambda: folded(x))
+        assert saved_bytes(folded, lambda: compiled(x)) <= 1.04 * saved_bytes(folded, lambda: folded(x))
         if not autocast:
-            assert bytes_kept(folded, lambda: compiled(x)) <= 0.52 * bytes_kept(exact, lambda: exact(x))
+            assert saved_bytes(folded, lambda: compiled(x)) <= 0.52 * saved_bytes(exact, lambda: exact(x))
