@@ -78,7 +78,7 @@ def test_photographs_are_turned_upright_and_made_small(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("missing.jpg", None, "No such file"),
+        ("missing.jpg", None, "does not exist"),
         ("text.jpg", b"hello", "is not one"),
         ("empty.png", b"", "is not one"),
         (
