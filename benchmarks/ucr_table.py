@@ -123,7 +123,7 @@ def _cell(value: tuple[float, float | None] | None) -> str:
 
 
 def _difference(values: list[float]) -> str:
-    return f"{statistics.mean(values):+.1f} ({len(values)})" if values else ""
+    return f"{round(statistics.mean(values), 1) + 0.0:+} ({len(values)})" if values else ""  # + 0.0: no -0.0
 
 
 def fill(page: str, runs: list[Run]) -> str:
