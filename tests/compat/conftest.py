@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,17 @@ def bit_exact(request: pytest.FixtureRequest):
     return lambda kind, name: BIT_EXACT.setdefault(kind, set()).add(name)
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):  # one of several processes
+        session.config.workeroutput["bit_exact"] = {kind: sorted(names) for kind, names in BIT_EXACT.items()}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node) -> None:
+    for kind, names in getattr(node, "workeroutput", {}).get("bit_exact", {}).items():
+        BIT_EXACT.setdefault(kind, set()).update(names)
+
+
 def pytest_terminal_summary(terminalreporter) -> None:
     for kind, names in BIT_EXACT.items():
         terminalreporter.write_line(f"bit-exact with mmdet: {len(names)} {kind}")
@@ -44,8 +56,8 @@ def pytest_terminal_summary(terminalreporter) -> None:
 
 @pytest.fixture(autouse=True, scope="package")
 def _two_threads():
-    """Whole detectors are large enough for them."""
+    """Whole detectors are large enough for them, where no other process needs the cores."""
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
     yield
     torch.set_num_threads(before)
