@@ -79,7 +79,7 @@ class TridentConv(BaseModule):
             branches = range(self.test_branch_idx, self.test_branch_idx + 1)
         return [
             F.conv2d(x, weight, bias, self.stride, self.paddings[branch], self.dilations[branch])
-            for x, branch in zip(inputs, branches, strict=True)
+            for x, branch in zip(inputs, branches)
         ]
 
     def extra_repr(self) -> str:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
+
 
 def shake(module: nn.Module, seed: int = 0) -> nn.Module:
     """Move every parameter and every running statistic off its initial value, so that none can be mixed up unseen."""

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers import assert_same_bits, gradients, loss_of, shake
+from helpers import TORCH, assert_same_bits, gradients, loss_of, shake
 from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval
 
 from resnet_backbone import ResNet
@@ -13,7 +13,6 @@ from resnet_backbone import ResNet
 # layout that inductor chooses, is wrong for fewer (torch.ops.aten.convolution_backward alone shows it).
 SMALL = dict(base_channels=8, num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(0, 1))
 
-TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 CHECKPOINTED = pytest.param(
     True,
     marks=pytest.mark.skipif(

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
 import torch.distributed as dist
-from helpers import assert_same_bits, gradients, loss_of, shake
+from helpers import TORCH, assert_same_bits, gradients, loss_of, shake
 from mmengine.model import revert_sync_batchnorm
 from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval
 from mmengine.optim import build_optim_wrapper
@@ -24,7 +24,6 @@ from resnet_backbone import RegNet, ResNet, ResNetV1c, ResNetV1d, ResNeXt, build
 from resnet_backbone.errors import ArgumentTypeError, DeployedError
 from resnet_backbone.layers.deform import ModulatedDeformConv2dPack
 
-TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 SMALL = dict(base_channels=8, num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(0, 1))
 WAYS = {
     "exact": dict(),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import TORCH
 from mmengine import Config
 
 from resnet_backbone import RegNet, ResNet, build_backbone
@@ -40,14 +41,16 @@ def test_fragment_builds_what_it_says(file):
     cfg = Config.fromfile(str(file))
     assert cfg.custom_imports == dict(imports=["resnet_backbone"], allow_failed_imports=False)
     name = next(name for name in TYPES if file.stem.startswith(name))
-    backbone = build_backbone(dict(cfg.model.backbone, device="meta"))
+    # Old torchvisions cannot tell the shape that a deformable convolution returns without computing it.
+    device = "cpu" if TORCH < (2, 5) and name.startswith("detectors") else "meta"
+    backbone = build_backbone(dict(cfg.model.backbone, device=device))
     assert type(backbone).__name__ == TYPES[name]
     if name == "regnetx_":
         assert cfg.model.backbone.arch == file.stem
     else:
         assert backbone.depth == int(re.match(r"\d+", file.stem.removeprefix(name))[0])
     channels = re.search(r"level\w* of ([\d, and]+) channels", " ".join(file.read_text().split("\n# ")))[1]
-    levels = backbone.eval()(torch.empty(1, 3, 96, 96, device="meta"))
+    levels = backbone.eval()(torch.zeros(1, 3, 96, 96, device=device))
     assert [level.shape[1] for level in levels] == list(map(int, re.findall(r"\d+", channels)))
     assert tuple(96 // level.shape[2] for level in levels) == backbone.out_strides
     weights = cfg.model.backbone.get("init_cfg", {}).get("checkpoint", "")

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from helpers import shake
+from helpers import TORCH, shake
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -15,7 +15,6 @@ from resnet_backbone.deploy import ChannelAffine
 from resnet_backbone.errors import DeployedError
 from resnet_backbone.layers.deform import DeformConv2dPack, ModulatedDeformConv2dPack
 
-TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 SMALL = dict(base_channels=8)
 TWO_STAGES = dict(num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(0, 1))
 CONV_MODULE = dict(type="ConvModule", kernel_size=1, out_channels=8, norm_cfg=dict(type="BN"))

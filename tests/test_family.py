@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from helpers import assert_same_bits, gradients, loss_of, refused, shake
+from helpers import TORCH, assert_same_bits, gradients, loss_of, refused, shake
 
 import resnet_backbone
 from resnet_backbone import build_backbone, with_fpn
@@ -233,6 +233,8 @@ BLOCKS = ["ResNeXt", "Res2Net", "ResNeSt", "TridentResNet", "DetectoRS_ResNet wi
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_compiles_without_graph_breaks(name):
+    if "SAC" in name and TORCH < (2, 2):
+        pytest.skip("torchvision describes its operator to torch.compile since 0.17 (torch 2.2)")
     torch.compiler.reset()
     backbone, x = backbone_of(name, fold_norm=True, frozen_stages=1).double().train(), images(name).double()
     expected = step(backbone, x)
@@ -243,6 +245,7 @@ def test_compiles_without_graph_breaks(name):
     assert_close([*levels, *gradients(backbone)], expected, tolerance=1e-9)
 
 
+@pytest.mark.skipif(TORCH < (2, 5), reason=f"torch {torch.__version__} exports by its compiler alone")
 @pytest.mark.parametrize("name", BLOCKS)
 def test_exports(name):
     backbone, x = backbone_of(name).eval().switch_to_deploy(), images(name)

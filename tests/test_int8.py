@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
+from helpers import TORCH
 
 from resnet_backbone import ResNet
 from resnet_backbone.errors import ArgumentError, ArgumentTypeError, DeployedError
 from resnet_backbone.int8 import quantize_int8
 
-TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 NEEDS_TORCHAO = pytest.mark.skipif(TORCH < (2, 8), reason=f"torchao's quantization is for torch >= 2.8, not {TORCH}")
 
 

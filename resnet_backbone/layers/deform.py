@@ -334,12 +334,11 @@ def is_on_border(
     Returns:
         One boolean for each offset.
     """
-    steps = (
+    rows, columns = [
         torch.arange(size, device=offset.device) * stride[axis] - padding[axis]
         for axis, size in enumerate(offset.shape[2:])
-    )
-    taps = (torch.arange(size, device=offset.device) * dilation[axis] for axis, size in enumerate(kernel_size))
-    (rows, columns), (tap_y, tap_x) = steps, taps
+    ]
+    tap_y, tap_x = [torch.arange(size, device=offset.device) * dilation[axis] for axis, size in enumerate(kernel_size)]
     points = (*kernel_size, *offset.shape[2:])
     y = (tap_y[:, None, None, None] + rows[:, None]).expand(points)
     x = (tap_x[:, None, None] + columns).expand(points)
