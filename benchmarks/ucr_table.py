@@ -44,18 +44,24 @@ def summarise(runs: list[Run]) -> dict[str, dict[str, tuple[float, float | None]
 
 
 def table(runs: list[Run]) -> str:
-    """Write the accuracies in Markdown; the last line averages over the data sets that every column has."""
+    """Write the accuracies in Markdown; the last line averages over the data sets that every network has."""
     summary = summarise(runs)
     order = (THREE_SCALES, *BASELINES, "ResNet, published", "InceptionTime, published")
     methods = [method for method in order if method in summary]
     seeds = Counter(run.data_set for run in runs if run.method == THREE_SCALES)
     names = [name for name in DATA_SETS if any(name in summary[method] for method in methods)]
-    common = [name for name in names if all(name in summary[method] for method in methods)]
-    means = [statistics.mean(summary[method][name][0] for name in common) for method in methods]
+    networks = [method for method in methods if method not in BASELINES]
+    common = [name for name in names if all(name in summary[method] for method in networks)]
+    means = [
+        f"**{statistics.mean(summary[method][name][0] for name in common):.1f}**"
+        if summary[method].keys() >= set(common)
+        else ""
+        for method in methods
+    ]
     return "\n".join([
         *_head("data set", "seeds", *methods),
         *(_row(name, seeds[name], *(_cell(summary[method].get(name)) for method in methods)) for name in names),
-        _row(f"mean of {len(common)}", "", *(f"**{mean:.1f}**" for mean in means)),
+        _row(f"mean of {len(common)}", "", *means),
     ])  # fmt: skip
 
 
