@@ -31,11 +31,7 @@ Conv = TypeVar("Conv", bound=type[nn.Module])
 
 
 def foldable(conv: Conv) -> Conv:
-    """Decorate a class of convolutions that scale with their ``weight``, so that ``is_foldable`` knows it.
-
-    Args:
-        conv: The class. Its blocks have to use the weights of ``fold_weights`` themselves.
-    """
+    """Tell ``is_foldable`` of a class of convolutions. Its blocks use the weights of ``fold_weights`` themselves."""
     _CONVS.append(conv)
     _FORWARDS[conv] = conv.forward
     return conv
@@ -102,12 +98,8 @@ def is_foldable(conv: Any, norm: Any) -> bool:
 def fold_weights(conv: Any, norm: Any, *, rescale_in_backward: bool = False) -> tuple[Tensor, Tensor]:
     """Return the weight and the bias of the one convolution that equals ``conv`` and then ``norm``, in eval mode.
 
-    Both have the dtype of ``conv.weight``, and are computed in single precision at least.
-
-    Args:
-        conv: The convolution.
-        norm: The batch norm.
-        rescale_in_backward: Tell a compiler to scale the weights again in the backward pass; by itself it saves them.
+    Both have the dtype of ``conv.weight``, and are computed in single precision at least. ``rescale_in_backward`` tells
+    a compiler, which would save the scaled weights, to scale again in the backward pass.
     """
     scale, shift = norm_as_affine(norm, conv.bias)
     shift = shift.to(conv.weight.dtype)
@@ -117,12 +109,7 @@ def fold_weights(conv: Any, norm: Any, *, rescale_in_backward: bool = False) -> 
 
 
 def norm_as_affine(norm: Any, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return the ``scale`` and ``shift`` of each channel with which ``norm(y + bias) = y * scale + shift``.
-
-    Args:
-        norm: A batch norm, taken as in eval mode.
-        bias: What is added to its input, one number per channel.
-    """
+    """Return ``scale`` and ``shift`` of each channel: ``norm(y + bias) = y * scale + shift``, in eval mode."""
     var, mean = norm.running_var, norm.running_mean
     # torch.promote_types would say the same, but the compiler of torch 2.1 does not know it.
     rstd = torch.rsqrt((var if var.dtype == torch.float64 else var.float()) + norm.eps)
