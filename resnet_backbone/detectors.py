@@ -237,7 +237,7 @@ class DetectoRS_ResNet(ResNet):  # noqa: N801 - mmdet's name
             For each of ``out_indices``, in ascending order, features of shape ``(N, C, H / stride, W / stride)``.
         """
         self._check_input(x)
-        x = self._forward_stem(x)
+        x = self._pool(self._stem_features(x))
         levels = []
         for index, name in enumerate(self.res_layers):
             for block in getattr(self, name):

@@ -447,9 +447,6 @@ class ResNet(FineTuning):
         outs[-1] = mark_unused_for_ddp((getattr(self, name) for name in self.res_layers[num_used:]), x)
         return tuple(outs)
 
-    def _forward_stem(self, x: Tensor) -> Tensor:
-        return self._pool(self._stem_features(x))
-
     def _stem_features(self, x: Tensor) -> Tensor:
         if self.channels_last:
             x = x.contiguous(memory_format=memory_format(self.spatial_dims))
