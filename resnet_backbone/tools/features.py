@@ -39,20 +39,17 @@ class Level(NamedTuple):
     features: Any
 
 
-def run_demo(image: str | None, out: str) -> int:
-    """Draw the features of a pretrained ResNet-18 or, without a network, of one with random weights."""
+def run_demo(image: str | None, out: str) -> None:
+    """Draw the features of a pretrained ResNet-18, or of one with random weights where none can be downloaded."""
     try:
-        return run_features(image, None, 18, DEMO_WEIGHTS, out)
+        run_features(image, None, 18, DEMO_WEIGHTS, out)
     except DownloadError as error:
         print(f"{error}: continuing with random weights.")
-        return run_features(image, None, 18, None, out)
+        run_features(image, None, 18, None, out)
 
 
-def run_features(image: str | None, config: str | None, depth: int | None, weights: str | None, out: str) -> int:
-    """Draw a photograph's features, print a table of them, and return the exit status.
-
-    The arguments are those of the command. The photograph is, by default, the portrait of Grace Hopper in matplotlib.
-    """
+def run_features(image: str | None, config: str | None, depth: int | None, weights: str | None, out: str) -> None:
+    """Draw the features of a photograph and print a table of them, for the command's arguments."""
     _check_output(out)
     photo = load_photograph(image)
     torch.manual_seed(SEED)
@@ -77,7 +74,6 @@ def run_features(image: str | None, config: str | None, depth: int | None, weigh
     subtitle = f"{photo.shape[1]} \N{MULTIPLICATION SIGN} {photo.shape[0]} pixels, {about}"
     draw_feature_pyramid(photo.numpy(), levels, title, subtitle).savefig(out)
     print(f"Picture: {out}")
-    return 0
 
 
 def _check_output(out: str) -> None:

@@ -287,24 +287,24 @@ def _shapes(out: Any) -> list[tuple[int, ...]]:
     return [tuple(tensor.shape) for tensor in ((out,) if isinstance(out, Tensor) else out)]
 
 
-def show_info(
-    config: str | None, depth: int, options: Sequence[str], size: Sequence[int] | None, batch: int, evaluate: bool
-) -> int:
-    """Print a backbone as a table; return the exit status. The arguments are those of the command."""
-    cfg = Config({"backbone": {"type": "ResNet", "depth": depth} if config is None else load_backbone_cfg(config)})
+def show_info(arguments: argparse.Namespace) -> None:
+    """Print the table of a backbone: the command ``resnet-backbone info``."""
+    backbone_cfg = {"type": "ResNet", "depth": 50 if arguments.depth is None else arguments.depth}
+    cfg = Config({"backbone": backbone_cfg if arguments.config is None else load_backbone_cfg(arguments.config)})
     parser = argparse.ArgumentParser()
     parser.add_argument("--cfg-options", nargs="*", action=DictAction)  # in the syntax of mmdet's tools
-    for option in options:
+    for option in arguments.cfg_options:
         try:
             values = parser.parse_args(["--cfg-options", option]).cfg_options
             cfg.merge_from_dict({f"backbone.{key}": value for key, value in values.items()})
         except (AssertionError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-            # What mmengine's parser raises names neither the option nor the value.
+            # The errors of mmengine's parser name neither the option nor the value.
             raise ArgumentError(
                 f"--cfg-options cannot set {option!r}: write key=value with numbers, words, [lists] and (tuples) "
                 f"without spaces, and a dict key by key, as in norm_cfg.type=GN norm_cfg.num_groups=32"
             ) from error
+    if arguments.frozen_stages is not None:
+        cfg.backbone.frozen_stages = arguments.frozen_stages
     backbone = build_backbone(cfg.to_dict()["backbone"])
-    backbone.train(not evaluate)  # mmdet's own train() returns nothing
-    print(describe(backbone, size, batch))
-    return 0
+    backbone.train(not arguments.eval)  # mmdet's train() returns None
+    print(describe(backbone, arguments.size, arguments.batch))
