@@ -104,7 +104,7 @@ def test_example_of_freezing_draws_what_the_networks_do(tmp_path):
     usual = cells["mmdet's configs"]
     assert [usual[part] for part in ("stem", "layer1", "layer2")] == [(False,) * 3] * 2 + [(True, True, False)]
     assert set(cells["everything trains"].values()) == {(True, True, True)}
-    assert set(cells["a fixed extractor"].values()) == {(False, False, False)}
+    assert set(cells["feature extractor"].values()) == {(False, False, False)}
     assert cells["caffe weights"]["layer4"] == (True, False, False)
     assert cells["fine-tuning"]["layer3"].folds == "folds"
     assert cells["everything trains"]["layer4"].folds == "cannot fold"

@@ -1,4 +1,4 @@
-"""Draw what trains, what updates and what can be folded in a ResNet, asked of the networks themselves.
+"""Draw which parts of a ResNet are updated in training, and which norms can be folded, for several settings.
 
 python docs/examples/freezing.py --out docs/freezing.png
 """
@@ -20,13 +20,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "caffe weights:\nfrozen_stages=1\nrequires_grad=False": dict(
         frozen_stages=1, norm_cfg=dict(type="BN", requires_grad=False)
     ),
-    "a fixed extractor:\nfrozen_stages=4": dict(frozen_stages=4),
+    "feature extractor:\nfrozen_stages=4": dict(frozen_stages=4),
 }
 PARTS = {"stem": ("conv1", "bn1"), **{f"layer{n}": (f"layer{n}",) for n in range(1, 5)}}
 
 
 class Cell(NamedTuple):
-    """What of a part moves in training.
+    """What is updated in a part of the network in training.
 
     Attributes:
         convs: Whether the weights of its convolutions are trained.
@@ -45,7 +45,7 @@ class Cell(NamedTuple):
 
 
 def look_at(backbone: ResNet, names: tuple[str, ...]) -> Cell:
-    """Find out what of these parts of a backbone moves."""
+    """Find out what is updated in these modules of a backbone."""
     modules = [module for name in names for module in backbone.get_submodule(name).modules()]
     norms = [module for module in modules if isinstance(module, _BatchNorm)]
     convs = [module for module in modules if isinstance(module, nn.Conv2d)]
@@ -54,12 +54,12 @@ def look_at(backbone: ResNet, names: tuple[str, ...]) -> Cell:
         {module.weight.requires_grad for module in norms},
         {module.training for module in norms},
     )
-    (convs_train,), (norms_train,), (update,) = kinds  # the same all through a part
+    (convs_train,), (norms_train,), (update,) = kinds  # the same throughout a part
     return Cell(convs_train, norms_train, update)
 
 
 def table() -> dict[str, dict[str, Cell]]:
-    """Look at each part under each setting."""
+    """Inspect each part of the network for each setting."""
     return {
         title: {part: look_at(ResNet(18, **arguments).train(), names) for part, names in PARTS.items()}
         for title, arguments in SETTINGS.items()
@@ -71,13 +71,13 @@ def draw(cells: dict[str, dict[str, Cell]]) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    moves, stays, ink = "#e4572e", "#d7dce3", "#16181d"
-    figure = Figure(figsize=(12, 6.2), dpi=110)
+    updated, fixed, ink = "#e4572e", "#d7dce3", "#16181d"
+    figure = Figure(figsize=(8.4, 5.6), dpi=160)
     axes = figure.add_axes((0.02, 0.03, 0.96, 0.88))
     axes.set_xlim(-0.55, len(cells))
     axes.set_ylim(len(PARTS) + 0.55, -0.62)
     axes.axis("off")
-    figure.suptitle("What moves when a ResNet trains", x=0.03, ha="left", weight="bold", color=ink)
+    figure.suptitle("What is updated in training", x=0.03, ha="left", weight="bold", color=ink)
     for row, part in enumerate(PARTS):
         axes.text(-0.08, row + 0.42, part, ha="right", va="center", weight="bold", color=ink)
     for column, (title, parts) in enumerate(cells.items()):
@@ -86,26 +86,20 @@ def draw(cells: dict[str, dict[str, Cell]]) -> Any:
             marks = {"convolutions": cell.convs, "norm weight, bias": cell.norms, "running statistics": cell.statistics}
             for line, (name, on) in enumerate(marks.items()):
                 corner = (column + 0.02, row + 0.02 + 0.22 * line)
-                axes.add_patch(Rectangle(corner, 0.9, 0.2, facecolor=moves if on else stays, edgecolor="none"))
-                colour = "#ffffff" if on else "#5b6270"
-                axes.text(column + 0.47, corner[1] + 0.1, name, ha="center", va="center", fontsize=8, color=colour)
-            axes.text(column + 0.47, row + 0.77, cell.folds, ha="center", va="center", fontsize=8, color=ink)
-    for x, colour, text in ((0.02, moves, "moves in training"), (1.02, stays, "stays as it was loaded")):
-        axes.add_patch(Rectangle((x, len(PARTS) + 0.2), 0.12, 0.2, facecolor=colour))
+                axes.add_patch(Rectangle(corner, 0.9, 0.2, facecolor=updated if on else fixed, edgecolor="none"))
+                color = "#ffffff" if on else "#5b6270"
+                axes.text(column + 0.47, corner[1] + 0.1, name, ha="center", va="center", fontsize=8.5, color=color)
+            axes.text(column + 0.47, row + 0.77, cell.folds, ha="center", va="center", fontsize=8.5, color=ink)
+    for x, color, text in ((0.02, updated, "updated"), (0.82, fixed, "not updated")):
+        axes.add_patch(Rectangle((x, len(PARTS) + 0.2), 0.12, 0.2, facecolor=color))
         axes.text(x + 0.17, len(PARTS) + 0.3, text, va="center", fontsize=9, color=ink)
-    axes.text(
-        2.02,
-        len(PARTS) + 0.3,
-        "below each: what fold_norm=True does with its norms",
-        va="center",
-        fontsize=9,
-        color=ink,
-    )
+    note = "below each part: whether fold_norm=True folds its norms"
+    axes.text(1.92, len(PARTS) + 0.3, note, va="center", fontsize=9, color=ink)
     return figure
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Draw."""
+    """Draw the figure to a file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="freezing.png", help="picture to write (%(default)s)")
     arguments = parser.parse_args(argv)
