@@ -139,7 +139,7 @@ class FineTuning(BaseModule):
         Raises:
             ArgumentError: ``lr`` or ``decay`` is not a positive number.
 
-        Example:
+        Examples:
             >>> from resnet_backbone import ResNet
             >>> groups = ResNet(depth=18).param_groups(lr=0.01, decay=0.5)
             >>> [(group["name"], group["lr"]) for group in groups][-2:]

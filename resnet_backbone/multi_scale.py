@@ -161,7 +161,8 @@ class MultiScaleResNet1d(ResNet):
         >>> backbone = MultiScaleResNet1d(in_channels=12).eval()
         >>> [tuple(level.shape) for level in backbone(torch.rand(2, 12, 1000))]
         [(2, 192, 1000), (2, 384, 500), (2, 768, 250)]
-        >>> MultiScaleResNet1d(in_channels=12, num_classes=5).eval()(torch.rand(2, 12, 1000)).shape
+        >>> classifier = MultiScaleResNet1d(in_channels=12, num_classes=5).eval()
+        >>> classifier(torch.rand(2, 12, 1000)).shape
         torch.Size([2, 5])
     """
 

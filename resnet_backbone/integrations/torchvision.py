@@ -80,12 +80,13 @@ def with_fpn(
         ArgumentError: An argument has a value that is not allowed.
         ImportError: torchvision is missing.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from resnet_backbone import ResNet
         >>> pyramid = with_fpn(ResNet(depth=18)).eval()
-        >>> {name: tuple(level.shape) for name, level in pyramid(torch.rand(1, 3, 64, 64)).items()}["pool"]
-        (1, 256, 1, 1)
+        >>> levels = pyramid(torch.rand(1, 3, 64, 64))
+        >>> levels["pool"].shape
+        torch.Size([1, 256, 1, 1])
     """
     in_channels = _channels_of_levels(backbone)
     check_channels("out_channels", out_channels)

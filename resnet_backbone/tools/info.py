@@ -121,7 +121,7 @@ def describe(backbone: nn.Module, size: Sequence[int] | None = None, batch: int 
         ArgumentTypeError: ``backbone`` is not a ResNet.
         ArgumentError: ``size`` or ``batch`` is not allowed, or the input is too small for the backbone.
 
-    Example:
+    Examples:
         >>> from resnet_backbone import ResNet
         >>> total = describe(ResNet(depth=50).train()).total
         >>> f"{total.params / 1e6:.2f} M parameters, {total.macs / 1e9:.2f} G MACs"
