@@ -13,11 +13,11 @@ from torch.utils.checkpoint import checkpoint
 
 from .arguments import check_block_arguments, check_block_plugins
 from .errors import ArgumentError, ArgumentTypeError, check_channels
-from .layers.build import build_conv_layer, build_norm_layer, build_plugin_layer
+from .layers.build import build_conv_layer, build_norm_layer
 from .layers.conv_norm import conv_norm, conv_norm_sequence
 from .layers.deform import rename_old_offsets
 from .layers.dimensions import spatial_dims_of
-from .layers.plugins import dry_run_plugin
+from .layers.plugins import build_plugin
 from .layers.tracing import caches_outputs, is_in_function_mode, is_recording, untyped_at_runtime
 
 __all__ = ["BasicBlock", "Bottleneck", "ResidualBlock"]
@@ -43,8 +43,8 @@ class ResidualBlock(BaseModule):
     conv2: nn.Module
     relu: nn.Module
     downsample: nn.Module | None
-    after_conv1_plugin_names: list[str]
-    after_conv2_plugin_names: list[str]
+    after_conv1_plugin_names: Sequence[str] = ()
+    after_conv2_plugin_names: Sequence[str] = ()
 
     def __init__(
         self,
@@ -83,6 +83,13 @@ class ResidualBlock(BaseModule):
     def _padding(self, dilation: int) -> int:
         return dilation * (self.kernel_size // 2)
 
+    def _add_conv_norm(self, number: int, cfg: Cfg | None, in_channels: int, out_channels: int, **kwargs: Any) -> None:
+        """Build ``conv{number}`` and the norm layer after it."""
+        name, norm = build_norm_layer(self.norm_cfg, out_channels, postfix=number)
+        setattr(self, f"norm{number}_name", name)
+        setattr(self, f"conv{number}", build_conv_layer(cfg, in_channels, out_channels, bias=False, **kwargs))
+        self.add_module(name, norm)
+
     def _add_plugins(self, plugins: list[Cfg] | None, *channels: int) -> None:
         """Build the plugins of each position, and store their configs and names in attributes named after it.
 
@@ -118,19 +125,12 @@ class ResidualBlock(BaseModule):
             raise ArgumentTypeError(f"plugins must be a list of plugin configs, got {plugins!r}")
         names = []
         for cfg in plugins:
-            cfg = cfg.copy()
-            postfix = cfg.pop("postfix", "")
-            if not isinstance(postfix, (int, str)) or "." in str(postfix):
-                raise ArgumentError(f"a plugin's postfix must be a number or a string without dots, got {postfix!r}")
-            name, layer = build_plugin_layer(cfg, in_channels=in_channels, postfix=postfix)
-            if not name or "." in name:
-                raise ArgumentError(f"plugins: the _abbr_ of {cfg['type']!r} must be a name without dots, got {name!r}")
+            name, layer = build_plugin(cfg, in_channels, spatial_dims_of(self.conv_cfg))
             if hasattr(self, name):
                 raise ArgumentError(
                     f"plugins: the block already has an attribute {name!r}: give each plugin a postfix, such as "
                     f"dict(type={cfg['type']!r}, postfix='2', ...)"
                 )
-            dry_run_plugin(layer, f"{name} (type={cfg['type']!r})", in_channels, spatial_dims_of(self.conv_cfg))
             self.add_module(name, layer)
             names.append(name)
         return names
@@ -217,13 +217,9 @@ class ResidualBlock(BaseModule):
             return x
         return conv_norm_sequence(self.downsample, x, self.fold_norm, checkpointed=self.with_cp)
 
-    def _add_shortcut(self, out: Tensor, x: Tensor) -> Tensor:
-        """Add the shortcut to ``out``, in place unless it comes from a plugin, whose backward pass may need it."""
-        shortcut = self._shortcut(x)
-        if self.with_plugins and getattr(self, f"{self.plugin_positions[-1]}_plugin_names"):
-            return out + shortcut
-        out += shortcut
-        return out
+    def _add(self, out: Tensor, shortcut: Tensor) -> Tensor:
+        """Add in place, unless ``out`` may come from a plugin, whose backward pass may need it."""
+        return out + shortcut if self.with_plugins else out.add_(shortcut)
 
     @abstractmethod
     def _residual_and_shortcut(self, x: Tensor) -> Tensor:
@@ -275,24 +271,12 @@ class BasicBlock(ResidualBlock):
         super().__init__(
             inplanes, planes, stride, dilation, style, with_cp, conv_cfg, norm_cfg, dcn, init_cfg, kernel_size
         )
-        self.norm1_name, norm1 = build_norm_layer(norm_cfg, planes, postfix=1)
-        self.norm2_name, norm2 = build_norm_layer(norm_cfg, planes, postfix=2)
-
-        self.conv1 = build_conv_layer(
-            conv_cfg,
-            inplanes,
-            planes,
-            kernel_size,
-            stride=stride,
-            padding=self._padding(dilation),
-            dilation=dilation,
-            bias=False,
+        padding = self._padding(dilation)
+        self._add_conv_norm(
+            1, conv_cfg, inplanes, planes, kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation
         )
-        self.add_module(self.norm1_name, norm1)
-        self.conv2 = build_conv_layer(
-            self._conv3x3_cfg(stride=1), planes, planes, kernel_size, padding=self._padding(1), bias=False
-        )
-        self.add_module(self.norm2_name, norm2)
+        cfg, padding = self._conv3x3_cfg(stride=1), self._padding(1)
+        self._add_conv_norm(2, cfg, planes, planes, kernel_size=kernel_size, padding=padding)
 
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
@@ -305,14 +289,12 @@ class BasicBlock(ResidualBlock):
 
     def _residual_and_shortcut(self, x: Tensor) -> Tensor:
         out: Tensor = self.relu(self._conv_norm(self.conv1, self.norm1, x))
-        if self.with_plugins:
-            out = self.forward_plugin(out, self.after_conv1_plugin_names)
+        out = self.forward_plugin(out, self.after_conv1_plugin_names)
 
         out = self._conv_norm(self.conv2, self.norm2, out)
-        if self.with_plugins:
-            out = self.forward_plugin(out, self.after_conv2_plugin_names)
+        out = self.forward_plugin(out, self.after_conv2_plugin_names)
 
-        return self._add_shortcut(out, x)
+        return self._add(out, self._shortcut(x))
 
 
 class Bottleneck(ResidualBlock):
@@ -348,7 +330,8 @@ class Bottleneck(ResidualBlock):
     plugin_positions = ("after_conv1", "after_conv2", "after_conv3")
 
     norm3_name: str
-    after_conv3_plugin_names: list[str]
+    conv3: nn.Module
+    after_conv3_plugin_names: Sequence[str] = ()
 
     def __init__(
         self,
@@ -388,34 +371,22 @@ class Bottleneck(ResidualBlock):
         self._add_plugins(plugins, width, width, planes * self.expansion)
 
     def _build_conv1(self, width: int) -> None:
-        self.norm1_name, norm1 = build_norm_layer(self.norm_cfg, width, postfix=1)
-        self.conv1 = build_conv_layer(
-            self.conv_cfg, self.inplanes, width, kernel_size=1, stride=self.conv1_stride, bias=False
-        )
-        self.add_module(self.norm1_name, norm1)
+        self._add_conv_norm(1, self.conv_cfg, self.inplanes, width, kernel_size=1, stride=self.conv1_stride)
 
     def _build_conv2(self, width: int, groups: int = 1) -> None:
-        self.norm2_name, norm2 = build_norm_layer(self.norm_cfg, width, postfix=2)
-        self.conv2 = self._wide_conv(self._conv3x3_cfg(self.conv2_stride), width, groups)
-        self.add_module(self.norm2_name, norm2)
+        options = self._conv3x3_options() | ({"groups": groups} if groups > 1 else {})
+        self._add_conv_norm(2, self._conv3x3_cfg(self.conv2_stride), width, width, **options)
 
-    def _wide_conv(self, cfg: Cfg | None, width: int, groups: int = 1) -> nn.Module:
-        return build_conv_layer(
-            cfg,
-            width,
-            width,
+    def _conv3x3_options(self) -> Cfg:
+        return dict(
             kernel_size=self.kernel_size,
             stride=self.conv2_stride,
             padding=self._padding(self.dilation),
             dilation=self.dilation,
-            bias=False,
-            **({"groups": groups} if groups > 1 else {}),
         )
 
     def _build_conv3(self, width: int) -> None:
-        self.norm3_name, norm3 = build_norm_layer(self.norm_cfg, self.planes * self.expansion, postfix=3)
-        self.conv3 = build_conv_layer(self.conv_cfg, width, self.planes * self.expansion, kernel_size=1, bias=False)
-        self.add_module(self.norm3_name, norm3)
+        self._add_conv_norm(3, self.conv_cfg, width, self.planes * self.expansion, kernel_size=1)
 
     @property
     def conv_norm_names(self) -> list[tuple[str, str]]:
@@ -430,18 +401,15 @@ class Bottleneck(ResidualBlock):
 
     def _residual_and_shortcut(self, x: Tensor) -> Tensor:
         out: Tensor = self.relu(self._conv_norm(self.conv1, self.norm1, x))
-        if self.with_plugins:
-            out = self.forward_plugin(out, self.after_conv1_plugin_names)
+        out = self.forward_plugin(out, self.after_conv1_plugin_names)
 
         out = self._middle(out)
-        if self.with_plugins:
-            out = self.forward_plugin(out, self.after_conv2_plugin_names)
+        out = self.forward_plugin(out, self.after_conv2_plugin_names)
 
         out = self._conv_norm(self.conv3, self.norm3, out)
-        if self.with_plugins:
-            out = self.forward_plugin(out, self.after_conv3_plugin_names)
+        out = self.forward_plugin(out, self.after_conv3_plugin_names)
 
-        return self._add_shortcut(out, x)
+        return self._add(out, self._shortcut(x))
 
     def _middle(self, x: Tensor) -> Tensor:
         """Compute the part between the two 1x1 convolutions."""

@@ -81,8 +81,8 @@ class CroppingBlock(Block1d, BasicBlock):
     def _padding(self, dilation: int) -> int:
         return 1
 
-    def _add_shortcut(self, out: Tensor, x: Tensor) -> Tensor:
-        return out + self._shortcut(x)[..., : out.shape[-1]]
+    def _add(self, out: Tensor, shortcut: Tensor) -> Tensor:
+        return out + shortcut[..., : out.shape[-1]]
 
 
 class MultiScaleStage(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .arguments import check_flag
 from .blocks import Bottleneck
 from .errors import ArgumentError, check_channels, is_int
-from .layers.build import build_norm_layer
+from .layers.build import build_conv_layer, build_norm_layer
 from .layers.dimensions import avg_pool3, spatial_dims_of
 from .res_layer import ResLayer
 from .resnet import ResNet
@@ -62,7 +62,10 @@ class Bottle2neck(Bottleneck):
         if stage_type == "stage" and (self.conv2_stride != 1 or pool_unstrided):
             self.pool = avg_pool3(spatial_dims_of(self.conv_cfg), self.conv2_stride)
         cfg = self._conv3x3_cfg(self.conv2_stride)
-        self.convs = nn.ModuleList(self._wide_conv(cfg, self.width) for _ in range(scales - 1))
+        options = self._conv3x3_options()
+        self.convs = nn.ModuleList(
+            build_conv_layer(cfg, self.width, self.width, bias=False, **options) for _ in range(scales - 1)
+        )
         self.bns = nn.ModuleList(build_norm_layer(self.norm_cfg, self.width)[1] for _ in range(scales - 1))
         self._build_conv3(self.width * scales)
         del self.conv2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import nullcontext
 from typing import Any, ClassVar, NamedTuple, cast
 
@@ -132,9 +132,6 @@ class ResNet(FineTuning):
     channels_last: bool = False
     out_stem: bool = False
     deployed: bool = False
-    # Strides of the stem's layers and channels of the stages, which wrappers around layers (LoRA's) may hide later.
-    _built_strides: Mapping[str, int] = {}
-    _built_channels: Mapping[str, int] = {}
 
     @names_misspelt
     def __init__(
@@ -216,112 +213,6 @@ class ResNet(FineTuning):
             self._make_stages(block_init_cfg)
         self._finish_construction(device, dtype)
 
-    def _make_stages(self, block_init_cfg: Cfg | None) -> None:
-        self.inplanes = self.stem_channels
-        self.res_layers: list[str] = []
-        for index, num_blocks in enumerate(self.stage_blocks):
-            planes = self._stage_planes(index)
-            stage = self.make_res_layer(
-                block=self.block,
-                inplanes=self.inplanes,
-                planes=planes,
-                num_blocks=num_blocks,
-                stride=self.strides[index],
-                dilation=self.dilations[index],
-                style=self.style,
-                avg_down=self.avg_down,
-                with_cp=self.with_cp[index] if isinstance(self.with_cp, Sequence) else self.with_cp,
-                conv_cfg=self.conv_cfg,
-                norm_cfg=self.norm_cfg,
-                dcn=self.dcn if self.dcn is not None and self.stage_with_dcn[index] else None,
-                plugins=None if self.plugins is None else self.make_stage_plugins(self.plugins, index),
-                init_cfg=block_init_cfg,
-                **self._stage_options(index),
-            )
-            self.inplanes = planes * self.block.expansion
-            self.res_layers.append(f"layer{index + 1}")
-            self.add_module(self.res_layers[-1], stage)
-        self.feat_dim = self.inplanes
-        self._built_strides = {name: _stride_of(module, 1) for name, module in self._stem_modules().items()}
-        self._built_channels = {name: channels_of(getattr(self, name)) for name in self.res_layers}
-
-    def _finish_construction(self, device: Any, dtype: torch.dtype | None) -> None:
-        """Apply the arguments that concern modules already built. Subclasses that replace modules call it again."""
-        if device is not None or dtype is not None:
-            self.to(device=device, dtype=dtype)
-        self._freeze_stages()
-        self._set_fold_norm(self.fold_norm)
-        self._set_memory_format()
-
-    def _set_memory_format(self) -> None:
-        if not self.channels_last:
-            return
-        self.to(memory_format=memory_format(self.spatial_dims))
-        for module in self.modules():
-            # They standardise their weight by a view that no other format has.
-            if isinstance(module, (ConvWS2d, ConvAWS2d)):
-                module.to(memory_format=torch.contiguous_format)
-
-    def _set_fold_norm(self, fold_norm: bool) -> None:
-        # Set as an attribute, because the blocks of a subclass need not accept the argument.
-        self.fold_norm = fold_norm
-        module: Any
-        for module in self.modules():
-            if hasattr(module, "fold_norm"):
-                module.fold_norm = fold_norm
-
-    def _architecture(self, depth: int) -> tuple[type[Any], tuple[int, ...]]:
-        """Return the class of the blocks, and the number of blocks of each stage."""
-        if not isinstance(depth, Hashable) or depth not in self.arch_settings:
-            raise UnknownNameError(
-                f"invalid depth {depth!r} for {type(self).__name__}: depth must be one of "
-                f"{', '.join(map(str, self.arch_settings))}"
-            )
-        return self.arch_settings[depth]
-
-    def _stage_planes(self, index: int) -> int:
-        return int(self.base_channels * 2**index)
-
-    def _stage_options(self, index: int) -> Cfg:
-        """Arguments of a stage beyond mmdet's, only those in use: the stages of a subclass need not accept them."""
-        options: Cfg = {"contract_dilation": True} if self.contract_dilation else {}
-        if self.projection_shortcut:
-            options["projection_shortcut"] = True
-        if self.multi_grid is not None and index == self.num_stages - 1:
-            options["multi_grid"] = self.multi_grid
-        if self._base_width is not None:
-            options["width"] = self._stage_planes(index) * self._base_width // self.base_channels
-        return options
-
-    def _set_init_cfg(self, pretrained: str | None) -> Cfg | None:
-        """Set ``init_cfg`` and return the one of the blocks."""
-        if pretrained is not None:
-            init_cfg = pretrained_init_cfg(pretrained)
-            if self.init_cfg:
-                raise ArgumentError(
-                    f"pretrained={pretrained!r} and init_cfg={self.init_cfg!r} cannot both be given: drop pretrained"
-                )
-            warnings.warn(
-                f"pretrained is deprecated: write init_cfg=dict(type='Pretrained', checkpoint={pretrained!r})",
-                DeprecationWarning,
-                stacklevel=4,
-            )
-            self.init_cfg = init_cfg
-        elif self.init_cfg is None:
-            self.init_cfg = [
-                {"type": "Kaiming", "layer": f"Conv{self.spatial_dims}d"},
-                {"type": "Constant", "val": 1, "layer": ["_BatchNorm", "GroupNorm"]},
-            ]
-            return self._block_init_cfg() if self.zero_init_residual else None
-        return None
-
-    def _block_init_cfg(self) -> Cfg | None:
-        # Subclasses of the blocks do not zero-initialise, as in mmdet.
-        if self.block not in (BasicBlock, Bottleneck):
-            return None
-        last_norm = "norm2" if self.block is BasicBlock else "norm3"
-        return {"type": "Constant", "val": 0, "override": {"name": last_norm}}
-
     def _make_stem_layer(self, in_channels: int, stem_channels: int) -> None:
         """Build the stem."""
         stride = 1 if self.stem_stride == 1 else 2
@@ -349,6 +240,33 @@ class ResNet(FineTuning):
         )
         return conv, build_norm_layer(self.norm_cfg, out_channels)[1], nn.ReLU(inplace=True)
 
+    def _make_stages(self, block_init_cfg: Cfg | None) -> None:
+        self.inplanes = self.stem_channels
+        self.res_layers: list[str] = []
+        for index, num_blocks in enumerate(self.stage_blocks):
+            planes = self._stage_planes(index)
+            stage = self.make_res_layer(
+                block=self.block,
+                inplanes=self.inplanes,
+                planes=planes,
+                num_blocks=num_blocks,
+                stride=self.strides[index],
+                dilation=self.dilations[index],
+                style=self.style,
+                avg_down=self.avg_down,
+                with_cp=self.with_cp[index] if isinstance(self.with_cp, Sequence) else self.with_cp,
+                conv_cfg=self.conv_cfg,
+                norm_cfg=self.norm_cfg,
+                dcn=self.dcn if self.dcn is not None and self.stage_with_dcn[index] else None,
+                plugins=None if self.plugins is None else self.make_stage_plugins(self.plugins, index),
+                init_cfg=block_init_cfg,
+                **self._stage_options(index),
+            )
+            self.inplanes = planes * self.block.expansion
+            self.res_layers.append(f"layer{index + 1}")
+            self.add_module(self.res_layers[-1], stage)
+        self.feat_dim = self.inplanes
+
     def make_stage_plugins(self, plugins: list[Cfg], stage_idx: int) -> list[Cfg]:
         """Select the plugins of one stage.
 
@@ -373,52 +291,19 @@ class ResNet(FineTuning):
         """
         return ResLayer(**kwargs)
 
-    @property
-    def norm1(self) -> nn.Module:
-        """The norm layer of the stem. A deep stem has no ``norm1``."""
-        norm: nn.Module = getattr(self, self.norm1_name)
-        return norm
+    def _stage_planes(self, index: int) -> int:
+        return int(self.base_channels * 2**index)
 
-    @property
-    def feature_info(self) -> tuple[FeatureInfo, ...]:
-        """One ``FeatureInfo`` for each tensor that ``forward`` returns, in the same order."""
-        infos = []
-        if self.out_stem:
-            name = "stem" if self.deep_stem else "relu"
-            infos.append(FeatureInfo(name, self.stem_channels, self._stem_stride(pooled=False)))
-        reduction = self._stem_stride()
-        for index, (name, stride) in enumerate(zip(self.res_layers, self.strides)):
-            reduction *= stride
-            if index in self.out_indices:
-                infos.append(FeatureInfo(name, self._stage_channels(name), reduction))
-        return tuple(infos)
-
-    @property
-    def out_channels(self) -> tuple[int, ...]:
-        """The number of channels of each output."""
-        return tuple(info.channels for info in self.feature_info)
-
-    @property
-    def out_strides(self) -> tuple[int, ...]:
-        """The stride of each output, relative to the input."""
-        return tuple(info.reduction for info in self.feature_info)
-
-    def _stem_modules(self) -> dict[str, nn.Module]:
-        modules = {f"stem.{name}": module for name, module in self.stem.named_children()} if self.deep_stem else {}
-        others = {name: getattr(self, name, None) for name in ("conv1", "maxpool")}
-        return modules | {name: module for name, module in others.items() if module is not None}
-
-    def _stem_stride(self, pooled: bool = True) -> int:
-        """The stride of the stem as built, since a subclass may have another, after or before max pooling."""
-        modules = {name: module for name, module in self._stem_modules().items() if pooled or name != "maxpool"}
-        return math.prod(_stride_of(module, self._built_strides.get(name, 1)) for name, module in modules.items())
-
-    def _stage_channels(self, name: str) -> int:
-        """Number of output channels of a stage: the current one, or the original one where a wrapper hides it."""
-        try:
-            return channels_of(getattr(self, name))
-        except AttributeError:
-            return self._built_channels[name]
+    def _stage_options(self, index: int) -> Cfg:
+        """Arguments of a stage beyond mmdet's, only those in use: the stages of a subclass need not accept them."""
+        options: Cfg = {"contract_dilation": True} if self.contract_dilation else {}
+        if self.projection_shortcut:
+            options["projection_shortcut"] = True
+        if self.multi_grid is not None and index == self.num_stages - 1:
+            options["multi_grid"] = self.multi_grid
+        if self._base_width is not None:
+            options["width"] = self._stage_planes(index) * self._base_width // self.base_channels
+        return options
 
     @untyped_at_runtime
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -457,20 +342,42 @@ class ResNet(FineTuning):
     def _pool(self, x: Tensor) -> Tensor:
         return x if self.maxpool is None else cast(Tensor, self.maxpool(x))
 
-    def _check_input(self, x: Tensor) -> None:
-        if isinstance(x, Proxy):  # torch.fx tracing has no shapes
-            return
-        channels = self.in_channels
-        if not isinstance(x, Tensor):
-            raise ArgumentTypeError(
-                f"x must be a tensor {layout(self.spatial_dims, 'C' if channels is None else channels)}, "
-                f"got a {type(x).__name__}"
-            )
-        if x.dim() != 2 + self.spatial_dims or (channels is not None and x.shape[1] != channels):
-            expected = layout(self.spatial_dims, "C" if channels is None else channels)
-            raise ArgumentError(f"x must have shape {expected}, got {tuple(x.shape)}")
-        if not x.is_floating_point():
-            raise ArgumentTypeError(f"x must be of a floating-point dtype, got {x.dtype}: normalise the image first")
+    @property
+    def norm1(self) -> nn.Module:
+        """The norm layer of the stem. A deep stem has no ``norm1``."""
+        norm: nn.Module = getattr(self, self.norm1_name)
+        return norm
+
+    @property
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        """One ``FeatureInfo`` for each tensor that ``forward`` returns, in the same order."""
+        infos = []
+        if self.out_stem:
+            name = "stem" if self.deep_stem else "relu"
+            infos.append(FeatureInfo(name, self.stem_channels, self._stem_stride(pooled=False)))
+        reduction = self._stem_stride()
+        for index, (name, stride) in enumerate(zip(self.res_layers, self.strides)):
+            reduction *= stride
+            if index in self.out_indices:
+                infos.append(FeatureInfo(name, channels_of(getattr(self, name)), reduction))
+        return tuple(infos)
+
+    @property
+    def out_channels(self) -> tuple[int, ...]:
+        """The number of channels of each output."""
+        return tuple(info.channels for info in self.feature_info)
+
+    @property
+    def out_strides(self) -> tuple[int, ...]:
+        """The stride of each output, relative to the input."""
+        return tuple(info.reduction for info in self.feature_info)
+
+    def _stem_stride(self, pooled: bool = True) -> int:
+        """The stride of the stem as it is now, after or before max pooling. A subclass may build another stem."""
+        layers: list[nn.Module | None] = [*self.stem] if self.deep_stem else [getattr(self, "conv1", None)]
+        if pooled:
+            layers.append(self.maxpool)
+        return math.prod(_stride_of(layer) for layer in layers if layer is not None)
 
     def train(self, mode: bool = True) -> Self:
         """Set training or evaluation mode, with ``frozen_stages`` and ``norm_eval`` applied.
@@ -508,6 +415,35 @@ class ResNet(FineTuning):
         self.__class__ = deployed_class(type(self))  # type: ignore[assignment]
         return self
 
+    def _set_init_cfg(self, pretrained: str | None) -> Cfg | None:
+        """Set ``init_cfg`` and return the one of the blocks."""
+        if pretrained is not None:
+            init_cfg = pretrained_init_cfg(pretrained)
+            if self.init_cfg:
+                raise ArgumentError(
+                    f"pretrained={pretrained!r} and init_cfg={self.init_cfg!r} cannot both be given: drop pretrained"
+                )
+            warnings.warn(
+                f"pretrained is deprecated: write init_cfg=dict(type='Pretrained', checkpoint={pretrained!r})",
+                DeprecationWarning,
+                stacklevel=4,
+            )
+            self.init_cfg = init_cfg
+        elif self.init_cfg is None:
+            self.init_cfg = [
+                {"type": "Kaiming", "layer": f"Conv{self.spatial_dims}d"},
+                {"type": "Constant", "val": 1, "layer": ["_BatchNorm", "GroupNorm"]},
+            ]
+            return self._block_init_cfg() if self.zero_init_residual else None
+        return None
+
+    def _block_init_cfg(self) -> Cfg | None:
+        # Subclasses of the blocks do not zero-initialise, as in mmdet.
+        if self.block not in (BasicBlock, Bottleneck):
+            return None
+        last_norm = "norm2" if self.block is BasicBlock else "norm3"
+        return {"type": "Constant", "val": 0, "override": {"name": last_norm}}
+
     def init_weights(self, pretrained: str | None = None) -> None:
         """Initialise the weights as ``init_cfg`` says.
 
@@ -533,6 +469,51 @@ class ResNet(FineTuning):
         to_file = any(isinstance(handler, logging.FileHandler) for handler in logger.handlers)
         if to_file or logger.level == logging.DEBUG:
             super()._dump_init_info()
+
+    def _finish_construction(self, device: Any, dtype: torch.dtype | None) -> None:
+        """Apply the arguments that concern modules already built. Subclasses that replace modules call it again."""
+        if device is not None or dtype is not None:
+            self.to(device=device, dtype=dtype)
+        self._freeze_stages()
+        self._set_fold_norm(self.fold_norm)
+        self._set_memory_format()
+
+    def _set_memory_format(self) -> None:
+        if not self.channels_last:
+            return
+        self.to(memory_format=memory_format(self.spatial_dims))
+        for module in self.modules():
+            # They standardise their weight by a view that no other format has.
+            if isinstance(module, (ConvWS2d, ConvAWS2d)):
+                module.to(memory_format=torch.contiguous_format)
+
+    def _set_fold_norm(self, fold_norm: bool) -> None:
+        # Set as an attribute, because the blocks of a subclass need not accept the argument.
+        self.fold_norm = fold_norm
+        module: Any
+        for module in self.modules():
+            if hasattr(module, "fold_norm"):
+                module.fold_norm = fold_norm
+
+    def _architecture(self, depth: int) -> tuple[type[Any], tuple[int, ...]]:
+        """Return the class of the blocks, and the number of blocks of each stage."""
+        if not isinstance(depth, Hashable) or depth not in self.arch_settings:
+            raise UnknownNameError(
+                f"invalid depth {depth!r} for {type(self).__name__}: depth must be one of "
+                f"{', '.join(map(str, self.arch_settings))}"
+            )
+        return self.arch_settings[depth]
+
+    def _check_input(self, x: Tensor) -> None:
+        if isinstance(x, Proxy):  # torch.fx tracing has no shapes
+            return
+        dims, channels = self.spatial_dims, self.in_channels
+        if not isinstance(x, Tensor):
+            raise ArgumentTypeError(f"x must be a tensor {layout(dims, channels or 'C')}, got a {type(x).__name__}")
+        if x.dim() != 2 + dims or (channels is not None and x.shape[1] != channels):
+            raise ArgumentError(f"x must have shape {layout(dims, channels or 'C')}, got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise ArgumentTypeError(f"x must be of a floating-point dtype, got {x.dtype}: normalise the image first")
 
 
 class ResNetV1c(ResNet):
@@ -580,11 +561,9 @@ def pretrained_init_cfg(checkpoint: Any) -> Cfg:
     return {"type": "Pretrained", "checkpoint": checkpoint}
 
 
-def _stride_of(module: nn.Module, built: int) -> int:
-    """The stride of a layer, or ``built`` where a wrapper hides it."""
-    if isinstance(module, nn.Identity):
-        return 1
-    stride = getattr(module, "stride", built)
+def _stride_of(layer: nn.Module) -> int:
+    """The stride of a layer, also within a wrapper such as LoRA's."""
+    stride: Any = next((module.stride for module in layer.modules() if hasattr(module, "stride")), 1)
     return int(stride if isinstance(stride, int) else stride[0])
 
 

@@ -143,11 +143,11 @@ class TridentBottleneck(Bottleneck):
         """Compute what each branch's last ReLU receives: layer by layer, so that gradients are summed as in mmdet."""
         shortcuts = [self._shortcut(branch) for branch in branches]
         outs = [self._conv_norm(self.conv1, self.norm1, branch) for branch in branches]
-        outs = self._plugins([self.relu(out) for out in outs], "after_conv1")
+        outs = [self.forward_plugin(self.relu(out), self.after_conv1_plugin_names) for out in outs]
         outs = [self.relu(out) for out in self._dilated(outs)]
-        outs = self._plugins(outs, "after_conv2")
+        outs = [self.forward_plugin(out, self.after_conv2_plugin_names) for out in outs]
         outs = [self._conv_norm(self.conv3, self.norm3, out) for out in outs]
-        outs = self._plugins(outs, "after_conv3")
+        outs = [self.forward_plugin(out, self.after_conv3_plugin_names) for out in outs]
         return [out + shortcut for out, shortcut in zip(outs, shortcuts)]
 
     def _dilated(self, branches: Branches) -> Branches:
@@ -156,12 +156,6 @@ class TridentBottleneck(Bottleneck):
         if self.fold_norm and not is_watched(branches[0]) and is_foldable(conv, self.norm2):
             return conv.convolve(branches, *fold_weights(conv, self.norm2))
         return [self.norm2(out) for out in conv(branches)]
-
-    def _plugins(self, branches: Branches, position: str) -> Branches:
-        if not self.with_plugins:
-            return branches
-        names = getattr(self, f"{position}_plugin_names")
-        return [self.forward_plugin(branch, names) for branch in branches]
 
     @property
     def conv_norm_names(self) -> list[tuple[str, str]]:

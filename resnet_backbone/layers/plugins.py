@@ -1,4 +1,4 @@
-"""Dry run of a plugin: check that it returns features of the shape of its input."""
+"""Build a plugin, and check by a dry run that it returns features of the shape of its input."""
 
 from __future__ import annotations
 
@@ -10,15 +10,38 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, ArgumentTypeError
+from .build import build_plugin_layer
 from .dimensions import layout
 
-__all__ = ["dry_run_plugin"]
+__all__ = ["build_plugin"]
 
 SIZE = 8
 """Size, along each axis, of the features of the dry run."""
 
 
-def dry_run_plugin(layer: nn.Module, name: str, in_channels: int, dims: int = 2) -> None:
+def build_plugin(cfg: dict[str, Any], in_channels: int, dims: int = 2) -> tuple[str, nn.Module]:
+    """Build a plugin; return its name in a block, and the plugin.
+
+    Args:
+        cfg: ``dict(type=...)`` and further arguments of that type; ``postfix`` is appended to the name.
+        in_channels: Number of channels of its input and output.
+        dims: Number of spatial dimensions of the features: 1, 2 or 3.
+
+    Raises:
+        ArgumentError: The plugin cannot be built, cannot be given a name, or fails the dry run.
+    """
+    cfg = cfg.copy()
+    postfix = cfg.pop("postfix", "")
+    if not isinstance(postfix, (int, str)) or "." in str(postfix):
+        raise ArgumentError(f"a plugin's postfix must be a number or a string without dots, got {postfix!r}")
+    name, layer = build_plugin_layer(cfg, in_channels=in_channels, postfix=postfix)
+    if not name or "." in name:
+        raise ArgumentError(f"plugins: the _abbr_ of {cfg['type']!r} must be a name without dots, got {name!r}")
+    _dry_run(layer, f"{name} (type={cfg['type']!r})", in_channels, dims)
+    return name, layer
+
+
+def _dry_run(layer: nn.Module, name: str, in_channels: int, dims: int = 2) -> None:
     """Run a copy of a plugin on zeros and check the shape of its output.
 
     The copy runs in eval mode and does not affect the random number generators. A plugin that fails at this size or on

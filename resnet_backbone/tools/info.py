@@ -24,6 +24,7 @@ from ..integrations.mmdet.registry import build_backbone
 from ..layers.build import is_norm
 from ..layers.conv_norm import is_foldable
 from ..layers.dimensions import layout
+from ..resnet import channels_of
 from .saved_tensors import SavedTensorBytes
 
 __all__ = ["Description", "Part", "aligned", "describe", "show_info"]
@@ -173,7 +174,7 @@ def _parts(backbone: Any, run: _Run) -> Iterator[Part]:
     yield part("stem", stem, _stem_layers(stem), run.shapes["stem"][0][1], stride)
     for name, stage, own_stride in zip(backbone.res_layers, stages, backbone.strides):
         stride *= own_stride
-        yield part(name, stage, _stage_layers(stage), backbone._stage_channels(name), stride)
+        yield part(name, stage, _stage_layers(stage), channels_of(stage), stride)
     if head is not None:
         yield part("fc", head, "classifier", head.out_features, None)
 
