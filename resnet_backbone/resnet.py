@@ -373,10 +373,10 @@ class ResNet(FineTuning):
         return tuple(info.reduction for info in self.feature_info)
 
     def _stem_stride(self, pooled: bool = True) -> int:
-        """The stride of the stem as it is now, after or before max pooling. A subclass may build another stem."""
-        layers: list[nn.Module | None] = [*self.stem] if self.deep_stem else [getattr(self, "conv1", None)]
-        if pooled:
-            layers.append(self.maxpool)
+        """The stride of the stem as it is now, after or before max pooling."""
+        # Subclasses such as mmdet's RegNet have no max pooling.
+        names = ["stem" if self.deep_stem else "conv1", *(["maxpool"] if pooled else [])]
+        layers = [getattr(self, name, None) for name in names]
         return math.prod(_stride_of(layer) for layer in layers if layer is not None)
 
     def train(self, mode: bool = True) -> Self:
@@ -562,7 +562,9 @@ def pretrained_init_cfg(checkpoint: Any) -> Cfg:
 
 
 def _stride_of(layer: nn.Module) -> int:
-    """The stride of a layer, also within a wrapper such as LoRA's."""
+    """The stride of a layer, also within a wrapper such as LoRA's, or of layers one after the other."""
+    if isinstance(layer, nn.Sequential):
+        return math.prod(map(_stride_of, layer))
     stride: Any = next((module.stride for module in layer.modules() if hasattr(module, "stride")), 1)
     return int(stride if isinstance(stride, int) else stride[0])
 
