@@ -158,19 +158,19 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("arguments", "exception", "words"), WRONG, ids=lambda value: str(value)[:60])
-def test_backbone_refuses(arguments, exception, words):
+def test_backbone_rejects(arguments, exception, words):
     arguments = dict(dict(depth=50, base_channels=4), **arguments)
     with refused(exception, words):
         ResNet(**arguments)
 
 
 @pytest.mark.parametrize("name", ["unknown", "kwargs"])
-def test_the_rest_of_the_arguments_is_no_suggestion(name):
+def test_unrelated_argument_has_no_suggestion(name):
     with pytest.raises(TypeError, match=f"ResNetV1d has no argument '{name}'\\.$"):
         ResNetV1d(50, **{name: 1})
 
 
-def test_config_is_refused_with_the_same_exception():
+def test_config_is_rejected_with_the_same_exception():
     with pytest.raises(TypeError, match="Did you mean 'num_stages'") as caught:
         build_backbone(dict(type="ResNet", depth=50, num_stage=4))
     assert isinstance(caught.value, ValueError)
@@ -180,18 +180,18 @@ def test_config_is_refused_with_the_same_exception():
 @pytest.mark.parametrize(
     ("cls", "argument"), [(ResNetV1c, "deep_stem"), (ResNetV1d, "deep_stem"), (ResNetV1d, "avg_down")]
 )
-def test_variant_refuses_to_be_another(cls, argument):
+def test_variant_rejects_arguments_of_other_variants(cls, argument):
     with pytest.raises(ValueError, match=rf"{argument} must be True for {cls.__name__}, got False") as caught:
         cls(depth=50, **{argument: False})
     assert isinstance(caught.value, AssertionError)
 
 
-def test_variant_names_the_nearest_of_all_arguments():
+def test_variant_suggests_the_closest_argument():
     with pytest.raises(TypeError, match=r"ResNetV1d has no argument 'base_chanels'\. Did you mean 'base_channels'"):
         ResNetV1d(depth=50, base_chanels=4)
 
 
-def test_numpys_numbers_and_truth_values_are_taken():
+def test_numpy_scalars_are_accepted():
     backbone = ResNet(
         np.int64(18),
         base_channels=np.int64(4),
@@ -219,7 +219,7 @@ def test_numpys_numbers_and_truth_values_are_taken():
     ],
     ids=["3 dimensions", "5 dimensions", "4 channels", "uint8", "int64", "list", "numpy"],
 )
-def test_input_is_refused(x, exception, words):
+def test_input_is_rejected(x, exception, words):
     with refused(exception, ["x must", *words]):
         ResNet(18, base_channels=4)(x)
 
@@ -238,7 +238,7 @@ def test_input_is_refused(x, exception, words):
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_block_refuses(block, arguments, exception, words):
+def test_block_rejects(block, arguments, exception, words):
     with refused(exception, words):
         block(**dict(dict(inplanes=8, planes=4), **arguments))
 

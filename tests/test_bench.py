@@ -28,7 +28,7 @@ def _threads():
     torch.set_num_threads(before)
 
 
-def test_training_rows_are_compared_timed_and_weighed(tmp_path, capsys):
+def test_training_rows_report_difference_time_and_memory(tmp_path, capsys):
     json_file, picture = tmp_path / "bench.json", tmp_path / "bench.png"
     rows = ["folded", "folded, channels_last, bf16 convolutions", "torchvision", "mmengine efficient_conv_bn_eval"]
     command = ["--train", "--memory", "--json", str(json_file), "--plot", str(picture), "--only", *rows]
@@ -61,7 +61,7 @@ def test_inference_rows(tmp_path):
         assert [result["note"] for result in table["results"]] == [""] * 3
 
 
-def test_each_setting_compiles_again():
+def test_each_setting_is_compiled_separately():
     """All networks share the code of ``forward``, of which the compiler takes eight versions and no more."""
 
     def row(name, compiled):
@@ -100,7 +100,7 @@ def broken(settings):
     raise RuntimeError("first line\nsecond line")
 
 
-def test_what_cannot_be_timed_says_why(capsys):
+def test_skipped_rows_state_the_reason(capsys):
     rows = {"exact": rows_for(TINY)["exact"], "wrong": wrong, "missing": missing, "broken": broken}
     results = measure(TINY, rows)
     assert [bool(result.milliseconds) for result in results] == [True, False, False, False]
@@ -124,7 +124,7 @@ def test_repetitions_are_interleaved():
     assert order[-4:] == ["exact", "other", "exact", "other"]
 
 
-def test_saved_bytes_of_a_case_counted_by_hand():
+def test_saved_bytes():
     model = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 1, bias=False))
     x = torch.rand(2, 3, 5, 5)
     # The first convolution saves the image; the ReLU and the second one save one tensor, the ReLU's output.
@@ -165,7 +165,7 @@ def test_frozen_stages_cost_no_backward_pass():
         (["--only", "deploy"], "--only has no row 'deploy'. Did you mean 'deployed'?"),
     ],
 )
-def test_wrong_options_are_refused(arguments, message, capsys):
+def test_wrong_options_are_rejected(arguments, message, capsys):
     assert main([*arguments]) == 1
     assert message in capsys.readouterr().err
 
@@ -176,7 +176,7 @@ def test_list_names_the_rows(capsys):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_cuda_where_there_is_none():
+def test_missing_cuda_is_reported():
     with pytest.raises(ArgumentError, match="needs a GPU"):
         Settings(device="cuda").check()
 

@@ -28,20 +28,20 @@ def test_shape(block, planes, stride, dilation, style):
 
 
 @pytest.mark.parametrize(("style", "strides"), [("pytorch", (1, 2)), ("caffe", (2, 1))])
-def test_style_places_the_stride(style, strides):
+def test_style_selects_the_strided_convolution(style, strides):
     block = Bottleneck(8, 2, stride=2, style=style)
     assert (block.conv1_stride, block.conv2_stride) == strides
     assert (block.conv1.stride[0], block.conv2.stride[0]) == strides
 
 
-def test_basic_block_computes_the_papers_formula():
+def test_basic_block_matches_the_paper():
     block = shake(BasicBlock(4, 4).eval())
     x = torch.randn(1, 4, 6, 6)
     residual = block.bn2(block.conv2(torch.relu(block.bn1(block.conv1(x)))))
     assert_same_bits([block(x)], [torch.relu(residual + x)])
 
 
-def test_bottleneck_computes_the_papers_formula():
+def test_bottleneck_matches_the_paper():
     block = shake(Bottleneck(4, 2, downsample=projection(4, 8, 1)).eval())
     x = torch.randn(1, 4, 6, 6)
     residual = torch.relu(block.bn2(block.conv2(torch.relu(block.bn1(block.conv1(x))))))
@@ -49,7 +49,7 @@ def test_bottleneck_computes_the_papers_formula():
     assert_same_bits([block(x)], [torch.relu(residual + block.downsample(x))])
 
 
-def test_input_is_not_changed():
+def test_input_is_not_modified():
     x = torch.randn(1, 4, 6, 6)
     before = x.clone()
     BasicBlock(4, 4)(x)
@@ -60,7 +60,7 @@ def test_input_is_not_changed():
 @pytest.mark.parametrize(("block", "planes"), BLOCKS)
 @pytest.mark.parametrize("requires_grad", [True, False])
 @pytest.mark.parametrize("training", [True, False])
-def test_checkpointing_changes_no_bit(block, planes, requires_grad, training):
+def test_checkpointing_is_bit_identical(block, planes, requires_grad, training):
     plain = shake(block(8, planes)).train(training)
     checkpointed = copy.deepcopy(plain)
     checkpointed.with_cp = True
@@ -98,7 +98,7 @@ def saved_bytes(module, x):
 
 
 @pytest.mark.parametrize(("block", "planes"), BLOCKS)
-def test_checkpointing_keeps_less(block, planes):
+def test_checkpointing_saves_memory(block, planes):
     module = block(8, planes)
     x = torch.randn(1, 8, 32, 32, requires_grad=True)
     plain = saved_bytes(module, x)
@@ -126,7 +126,7 @@ def test_plugins_run_at_their_positions_in_order(block, planes):
         assert all(getattr(module, name).in_channels == norm.num_features for name in names)
 
 
-def test_plugin_changes_what_the_block_returns():
+def test_plugin_changes_the_output():
     plugins = [dict(cfg=dict(type="ConvModule", kernel_size=1, out_channels=8), position="after_conv1")]
     block = shake(BasicBlock(8, 8, plugins=plugins).eval())
     (name,) = block.after_conv1_plugin_names
@@ -136,7 +136,7 @@ def test_plugin_changes_what_the_block_returns():
 
 
 @pytest.mark.parametrize(("block", "planes"), BLOCKS)
-def test_pickles_and_copies(block, planes):
+def test_pickle_and_deepcopy(block, planes):
     module = shake(block(8, planes)).eval()
     x = torch.rand(1, 8, 6, 6)
     for twin in (pickle.loads(pickle.dumps(module)), copy.deepcopy(module)):

@@ -64,6 +64,6 @@ def test_plugin_is_named_by_type_and_postfix():
         (lambda cfg: build_plugin_layer(cfg), dict(type="Kontext"), KeyError, ["'Kontext'", "ContextBlock"]),
     ],
 )
-def test_wrong_config_is_refused_by_name(build, cfg, exception, words):
+def test_wrong_config_is_rejected_by_name(build, cfg, exception, words):
     with refused(exception, words):
         build(cfg)

@@ -72,13 +72,13 @@ def test_bottlenecks_compile_without_graph_breaks(with_cp):
     ],
     ids=["ResNet-18", "frozen", "deep stem and plugins"],
 )
-def test_symbolic_trace_has_the_same_bits(arguments):
+def test_symbolic_trace_is_bit_identical(arguments):
     backbone = shake(ResNet(**arguments, base_channels=4)).eval()
     x = torch.rand(2, 3, 64, 64)
     assert_same_bits(torch.fx.symbolic_trace(backbone)(x), backbone(x))
 
 
-def test_runners_efficient_conv_bn_eval_takes_the_backbone():
+def test_efficient_conv_bn_eval_of_the_runner():
     """mmengine's Runner option traces the backbone, and computes convolutions and norms in eval mode as one."""
     exact = shake(ResNet(50, base_channels=4)).train()
     model = torch.nn.ModuleDict(dict(backbone=copy.deepcopy(exact)))

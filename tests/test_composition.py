@@ -91,7 +91,7 @@ def test_global_hooks_see_every_layer(way, register):
 
 @pytest.mark.parametrize("layer", ["conv1", "bn1"])
 @pytest.mark.parametrize("on", ["instance", "class"])
-def test_a_replaced_forward_is_called(layer, on, monkeypatch):
+def test_replaced_forward_is_called(layer, on, monkeypatch):
     backbones = build(), build(fold_norm=True)
     results = []
     for backbone in backbones:
@@ -123,7 +123,7 @@ def test_per_sample_gradients(way):
 
 
 @each_way
-def test_forward_mode(way):
+def test_forward_mode_differentiation(way):
     if "with_cp" in way and TORCH < (2, 2):
         pytest.skip("the checkpoint of torch 2.1 knows no forward mode")
     tangents = []
@@ -181,7 +181,7 @@ def test_tensor_subclasses():
 
 
 @each_way
-def test_default_device_elsewhere(way):
+def test_default_device_is_not_used(way):
     backbone, x = build(**way), images()
     torch.set_default_device("meta")
     try:
@@ -202,7 +202,7 @@ def test_fake_tensors(way):
     assert_near(build(**way)(images()), build()(images()))
 
 
-def test_a_transform_leaves_nothing_behind():
+def test_transforms_leave_no_state():
     backbone = build(fold_norm=True, frozen_stages=2)
     torch.func.jvp(backbone, (images(),), (images(),))
     assert_near(backbone(images()), build()(images()))
@@ -259,7 +259,7 @@ def test_feature_extractor_of_a_deployed_backbone():
 
 @each_way
 @pytest.mark.parametrize("strict", [False, True])
-def test_recorded_graphs(way, strict):
+def test_jit_trace_and_export(way, strict):
     backbone = build(**way, num_stages=1, strides=(1,), dilations=(1,), out_indices=(0,))
     expected = backbone(images())
     assert_near(torch.jit.trace(backbone, images())(images()), expected)
@@ -269,7 +269,7 @@ def test_recorded_graphs(way, strict):
 
 
 @each_way
-def test_graphs_within_a_process_group(way, process_group):
+def test_tracing_and_export_within_a_process_group(way, process_group):
     backbone = build(**way, out_indices=(0,))
     expected = backbone(images())
     assert_near(torch.jit.trace(backbone, images())(images()), expected)
@@ -279,7 +279,7 @@ def test_graphs_within_a_process_group(way, process_group):
 
 
 @pytest.mark.parametrize("deploy", [False, True])
-def test_norms_turned_back_from_synchronised_ones_fold(deploy, monkeypatch):
+def test_reverted_sync_batch_norms_are_folded(deploy, monkeypatch):
     expected = build().eval()(images())
     backbone = revert_sync_batchnorm(build(fold_norm=True, norm_cfg=dict(type="SyncBN"))).eval()
     if deploy:
@@ -308,7 +308,7 @@ def test_adapters_around_convolutions(cls, which):
 
 
 @pytest.mark.parametrize("type_", ["resnet_backbone.DCNv2", "DCNv2"])
-def test_learning_rate_of_offsets(type_):
+def test_offset_learning_rate(type_):
     model = build(dcn=dict(type=type_), stage_with_dcn=(False, True))
     config = dict(optimizer=dict(type="SGD", lr=0.5), paramwise_cfg=dict(dcn_offset_lr_mult=0.1, bias_lr_mult=2.0))
     groups = build_optim_wrapper(model, config).optimizer.param_groups
@@ -320,7 +320,7 @@ def test_learning_rate_of_offsets(type_):
     assert type_ == "DCNv2" or any(isinstance(module, ModulatedDeformConv2dPack) for module in model.modules())
 
 
-def test_a_second_import_replaces_the_first():
+def test_reimport_replaces_registered_classes():
     code = """
 import importlib, sys
 import resnet_backbone
@@ -339,13 +339,13 @@ for name in [name for name in sys.modules if name.split(".")[0] == "resnet_backb
     assert done.returncode == 0, done.stderr
 
 
-def test_a_misspelt_architecture_is_named():
+def test_misspelled_architecture_is_named():
     with pytest.raises(ArgumentTypeError, match=r"'arhc'.*'arch'"):
         RegNet(arhc="regnetx_400mf")
 
 
 @pytest.mark.parametrize("cls", [ResNet, ResNetV1c, ResNetV1d, ResNeXt])
-def test_a_misspelt_required_argument_is_named(cls):
+def test_misspelled_required_argument_is_named(cls):
     with pytest.raises(ArgumentTypeError, match=r"'dpeth'.*'depth'"):
         cls(dpeth=18)
     with pytest.raises(TypeError, match=r"'dpeth'.*'depth'"):
@@ -355,7 +355,7 @@ def test_a_misspelt_required_argument_is_named(cls):
 
 
 @each_way
-def test_copies_and_swaps(way):
+def test_copies_and_averaged_models(way):
     backbone = build(**way)
     expected = computed(backbone, images())
     for other in (copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))):

@@ -37,7 +37,7 @@ def test_fragments_cover_every_depth():
 
 
 @pytest.mark.parametrize("file", FRAGMENTS, ids=lambda file: file.stem)
-def test_fragment_builds_what_it_says(file):
+def test_fragment_builds_the_named_backbone(file):
     cfg = Config.fromfile(str(file))
     assert cfg.custom_imports == dict(imports=["resnet_backbone"], allow_failed_imports=False)
     name = next(name for name in TYPES if file.stem.startswith(name))
@@ -62,11 +62,11 @@ def test_fragment_builds_what_it_says(file):
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.py")), ids=lambda file: file.stem)
-def test_config_says_what_it_is(file):
+def test_config_begins_with_a_description(file):
     assert file.read_text().startswith(("# ", '"""'))
 
 
-def test_config_path_suggests_the_nearest():
+def test_config_path_suggests_the_closest_name():
     assert Path(config_path("_base_/backbones/resnet18.py")).is_file()
     with pytest.raises(ValueError, match=r"Did you mean '_base_/backbones/resnet18\.py'"):
         config_path("_base_/backbones/resnet-18.py")

@@ -67,7 +67,7 @@ def test_default_photograph_is_grace_hopper():
     assert photo.dtype == torch.uint8
 
 
-def test_photographs_are_turned_upright_and_made_small(tmp_path):
+def test_photographs_are_rotated_and_resized(tmp_path):
     path = tmp_path / "photo.jpg"
     exif = Image.Exif()
     exif[0x0112] = 6  # lying on its side
@@ -88,7 +88,7 @@ def test_photographs_are_turned_upright_and_made_small(tmp_path):
         ),
     ],
 )
-def test_unreadable_image_is_refused(name, content, words, tmp_path, capsys):
+def test_unreadable_image_is_rejected(name, content, words, tmp_path, capsys):
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
@@ -101,7 +101,7 @@ def test_unreadable_image_is_refused(name, content, words, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("out", "words"), [("out.xyz", ".png"), ("missing/out.png", "folder")])
-def test_impossible_output_is_refused_before_any_work(out, words, tmp_path, capsys):
+def test_invalid_output_path_is_rejected_before_computing(out, words, tmp_path, capsys):
     assert main(["demo", "--out", str(tmp_path / out)]) == 1
     error = capsys.readouterr().err
     assert "out must" in error

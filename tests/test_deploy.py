@@ -62,7 +62,7 @@ FAMILY = {
 
 
 @pytest.mark.parametrize("arguments", FAMILY.values(), ids=FAMILY)
-def test_equals_the_exact_path(arguments):
+def test_matches_the_exact_path(arguments):
     backbone = shaken(**arguments)
     expected = outputs(backbone, batch=2)
     numbers = sum(tensor.numel() for tensor in backbone.state_dict().values())
@@ -81,7 +81,7 @@ def test_channel_affine_only_after_convolutions_without_bias():
     assert {name for name, types in kinds.items() if ChannelAffine in types} == {"DCN", "ConvWS"}
 
 
-def test_group_norm_stays():
+def test_group_norm_is_not_folded():
     backbone = shaken(norm_cfg=dict(type="GN", num_groups=4))
     expected = outputs(backbone)
     for level, reference in zip(outputs(backbone.switch_to_deploy()), expected):
@@ -97,7 +97,7 @@ def test_second_call_changes_nothing():
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
 
 
-def test_training_afterwards_is_refused():
+def test_training_is_rejected():
     backbone = shaken(norm_eval=False, plugins=[dict(cfg=dict(type="ContextBlock", ratio=0.5), position="after_conv2")])
     backbone.switch_to_deploy()
     with pytest.raises(DeployedError, match="cannot train"):
@@ -112,7 +112,7 @@ def test_training_afterwards_is_refused():
         backbone(torch.rand(1, 3, 32, 32))
 
 
-def test_serves_as_the_frozen_part_of_a_network_that_trains():
+def test_deployed_backbone_in_a_network_that_trains():
     backbone = shaken(frozen_stages=4, plugins=[dict(cfg=CONV_MODULE, position="after_conv1", stages=(1, 0, 0, 0))])
     expected = outputs(backbone)
     backbone.switch_to_deploy()
@@ -125,7 +125,7 @@ def test_serves_as_the_frozen_part_of_a_network_that_trains():
     assert all(parameter.grad is None for parameter in backbone.parameters())
 
 
-def test_feature_extractor_of_torchvision_traces_it():
+def test_feature_extractor_of_torchvision():
     from torchvision.models.feature_extraction import create_feature_extractor
 
     backbone = shaken().switch_to_deploy()
@@ -136,7 +136,7 @@ def test_feature_extractor_of_torchvision_traces_it():
     assert torch.equal(coarse, backbone(x)[3])
 
 
-def test_checkpoint_of_training_is_refused_and_of_deployment_loads():
+def test_only_deployed_checkpoints_load():
     exact = shaken()
     deployed = ResNet(18, **SMALL).switch_to_deploy()
     for strict in (True, False):
@@ -162,7 +162,7 @@ def test_blocks_that_override_forward_are_not_fused():
     assert isinstance(backbone.norm1, nn.Identity)
 
 
-def test_copies_and_pickles():
+def test_pickle_and_deepcopy():
     backbone = shaken(depth=50).switch_to_deploy()
     expected = outputs(backbone)
     for other in (copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))):
@@ -194,7 +194,7 @@ def operators(backbone):
     return {event.name for event in profile.events()}
 
 
-def test_compiles_in_place_with_its_weights_as_constants():
+def test_compile_in_place_with_constant_weights():
     torch.compiler.reset()
     backbone = shaken(num_stages=1, strides=(1,), dilations=(1,), out_indices=(0,))
     expected = outputs(backbone)
@@ -211,7 +211,7 @@ def test_compiles_in_place_with_its_weights_as_constants():
     assert x.grad.any()
 
 
-def test_compiles_in_place_and_trains():
+def test_compile_in_place_and_train():
     torch.compiler.reset()
     exact = shaken(**TWO_STAGES).train()
     compiled = copy.deepcopy(exact)

@@ -17,7 +17,7 @@ DILATED = {
 
 
 @pytest.mark.parametrize("stride", DILATED)
-def test_contracted_is_torchvisions(stride):
+def test_contract_dilation_matches_torchvision(stride):
     replace, arguments = DILATED[stride]
     model = get_model("resnet50", weights=None, replace_stride_with_dilation=replace)
     theirs = create_feature_extractor(model, {f"layer{number}": str(number) for number in range(1, 5)}).train()
@@ -44,7 +44,7 @@ def dilations(stage):
 
 
 @pytest.mark.parametrize("depth", [18, 50])
-def test_multi_grid_is_for_the_last_stage(depth):
+def test_multi_grid_applies_to_the_last_stage(depth):
     arguments = dict(base_channels=4, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4))
     # As mmsegmentation's ResNet-18 configs have it, with an entry more than there are blocks.
     backbone = ResNet(depth, contract_dilation=True, multi_grid=(1, 2, 4), **arguments)
@@ -59,7 +59,7 @@ def test_multi_grid_is_for_the_last_stage(depth):
     assert f"dilation {' '.join(map(str, [1, 2, 4][: blocks[3]]))}" in described
 
 
-def test_config_of_mmsegmentation_builds():
+def test_mmsegmentation_config_builds():
     backbone = ResNetV1c(
         depth=50,
         num_stages=4,
@@ -83,7 +83,7 @@ def test_folded_equals_exact():
         torch.testing.assert_close(level, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_stages_of_subclasses_are_not_told_by_default():
+def test_subclasses_get_no_dilation_arguments_by_default():
     told = []
 
     class Own(ResNet):
@@ -107,7 +107,7 @@ def test_stages_of_subclasses_are_not_told_by_default():
         ((1, 2, 4.0), ArgumentError, r"multi_grid.*\(1, 2, 4\.0\)"),
     ],
 )
-def test_refuses(multi_grid, error, message):
+def test_rejects(multi_grid, error, message):
     with pytest.raises(error, match=message):
         ResNet(50, multi_grid=multi_grid)
     with pytest.raises(error, match=message):

@@ -42,7 +42,7 @@ def train_on_half(rank, folder, arguments):
 
 
 @pytest.mark.parametrize("arguments", [dict(fold_norm=True), dict(fold_norm=True, channels_last=True, with_cp=True)])
-def test_gradients_of_two_processes_are_those_of_one(arguments, tmp_path):
+def test_gradients_of_two_processes_match_one(arguments, tmp_path):
     multiprocessing.spawn(train_on_half, (tmp_path, arguments), nprocs=2)
     # The losses are means, and so is what DistributedDataParallel makes of two gradients.
     expected = gradients_of(build(), images())
@@ -77,7 +77,7 @@ def trained_by_two(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", runner_training.CASES)
-def test_runner_trains_in_two_processes_as_in_one(case, trained_by_two, tmp_path, monkeypatch):
+def test_runner_in_two_processes_matches_one(case, trained_by_two, tmp_path, monkeypatch):
     monkeypatch.setattr("mmengine.runner.runner.get_device", lambda: "cpu")
     expected = runner_training.train(case, tmp_path)
     found, other = (torch.load(trained_by_two / f"{case} {rank}.pt", weights_only=True) for rank in range(2))
@@ -96,7 +96,7 @@ def synchronised(backbone, how):
 
 @pytest.mark.parametrize("how", ["torch", "mmengine"])
 @pytest.mark.parametrize("arguments", [dict(), dict(fold_norm=True, deep_stem=True, avg_down=True, with_cp=True)])
-def test_synchronised_batch_norms_keep_keys_and_bits_in_eval_mode(how, arguments):
+def test_sync_batch_norm_is_bit_identical_in_eval_mode(how, arguments):
     expected = build(**arguments)
     backbone = synchronised(build(**arguments), how).train()
     norms = [layer for layer in backbone.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
@@ -109,7 +109,7 @@ def test_synchronised_batch_norms_keep_keys_and_bits_in_eval_mode(how, arguments
     assert_same_bits(backbone.eval()(images()), expected.eval()(images()))
 
 
-def test_synchronised_batch_norms_train_on_no_cpu(process_group):
+def test_sync_batch_norm_does_not_train_on_a_cpu(process_group):
     backbone = build(norm_cfg=dict(type="SyncBN", requires_grad=True), norm_eval=False)
     with pytest.raises(ValueError, match="GPU"):
         backbone(images())
@@ -117,7 +117,7 @@ def test_synchronised_batch_norms_train_on_no_cpu(process_group):
         DistributedDataParallel(backbone)
 
 
-def test_synchronised_batch_norms_of_a_config_go_back_to_ordinary_ones():
+def test_sync_batch_norm_is_reverted_in_one_process():
     backbone = build(norm_cfg=dict(type="SyncBN", requires_grad=True), norm_eval=False)
     assert backbone.layer2[0].bn1.training
     assert not backbone.layer1[0].bn1.training

@@ -40,7 +40,7 @@ def commands():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
-def test_no_block_is_left_out(page):
+def test_every_code_block_has_a_known_language(page):
     found = list(BLOCK.finditer(page.read_text()))
     assert {block[2] for block in found} <= {"python", "sh", "text"}
     assert 2 * len(found) == page.read_text().count("```")
@@ -80,7 +80,7 @@ def downloads(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("downloads")
 @pytest.mark.parametrize(("page", "line", "code"), list(blocks("python")))
-def test_block_runs(page, line, code, tmp_path, monkeypatch):
+def test_code_block_runs(page, line, code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # The numbers of its lines in a traceback are those of the page.
     exec(compile("\n" * (line - 1) + code, str(page), "exec"), {"__name__": "__main__"})
@@ -98,7 +98,7 @@ def signals_example():
     return example("signals")
 
 
-def test_example_of_freezing_draws_what_the_networks_do(tmp_path):
+def test_freezing_example(tmp_path):
     freezing = example("freezing")
     cells = {title.split(":")[0]: parts for title, parts in freezing.table().items()}
     usual = cells["mmdet's configs"]
@@ -112,7 +112,7 @@ def test_example_of_freezing_draws_what_the_networks_do(tmp_path):
     assert (tmp_path / "freezing.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_example_of_signals_trains_and_draws(signals_example, tmp_path, capsys):
+def test_signals_example(signals_example, tmp_path, capsys):
     """A narrow network and few steps, enough to tell most signals apart."""
     out = tmp_path / "scales.png"
     signals_example.main(["--out", str(out), "--steps", "40", "--base-channels", "8"])
@@ -121,7 +121,7 @@ def test_example_of_signals_trains_and_draws(signals_example, tmp_path, capsys):
     assert float(found) > 0.8
 
 
-def test_evidence_of_scales_adds_up_to_the_logits(signals_example):
+def test_evidence_of_scales_sums_to_the_logits(signals_example):
     from resnet_backbone import MultiScaleResNet1d
 
     model = MultiScaleResNet1d(base_channels=4, num_classes=2).eval()

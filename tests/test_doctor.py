@@ -260,7 +260,7 @@ def test_each_problem_has_one_command(name):
     assert any(line.startswith(component) and "BROKEN" in line for line in printed)
 
 
-def test_an_old_python_is_named():
+def test_old_python_is_named():
     found = broken(env(LITE, python=Probe("AssertionError: resnet_backbone needs Python 3.10 or newer")))
     assert "Python 3.10" in found["python"].text
 
@@ -404,7 +404,7 @@ print(sorted(loaded - sys.stdlib_module_names))
     assert run_python(script).splitlines() == ["['resnet_backbone_doctor']"]
 
 
-def test_the_package_names_the_doctor_where_it_cannot_be_imported(run_python):
+def test_import_error_names_the_doctor(run_python):
     script = "import sys; sys.modules['torch'] = None; import resnet_backbone.tools.cli"
     with pytest.raises(AssertionError, match="resnet-backbone-doctor"):
         run_python(script)

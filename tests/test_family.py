@@ -101,7 +101,7 @@ def step(backbone, x):
 
 
 @pytest.mark.parametrize("name", FAMILY)
-def test_feature_info_says_what_forward_returns(name):
+def test_feature_info_describes_the_outputs(name):
     backbone = backbone_of(name)
     x = images(name)
     levels = backbone(x)
@@ -184,7 +184,7 @@ def test_freezing_and_thawing(name):
 
 
 @pytest.mark.parametrize("name", FAMILY)
-def test_what_takes_a_resnet_takes_it(name):
+def test_pickle_fpn_and_info(name):
     backbone, x = backbone_of(name).eval(), images(name)
     with torch.no_grad():
         levels = backbone(x)
@@ -221,7 +221,7 @@ def test_signals_and_volumes(name, dims):
 
 
 @pytest.mark.parametrize("name", FAMILY)
-def test_symbolic_trace_computes_the_same(name):
+def test_symbolic_trace_is_equal(name):
     backbone, x = backbone_of(name).eval(), images(name)
     with torch.no_grad():
         assert_same_bits(torch.fx.symbolic_trace(backbone)(x), backbone(x))
@@ -254,7 +254,7 @@ def test_exports(name):
         assert_close(exported(x), backbone(x))
 
 
-def test_looking_again_reads_the_pyramid():
+def test_rfp_forward_uses_the_pyramid():
     backbone = backbone_of("DetectoRS_ResNet", rfp_inplanes=8, output_img=False)
     x = images("DetectoRS_ResNet")
     pyramid = [torch.rand(2, 8, 64 // stride, 64 // stride) for stride in (4, 8, 16, 32)]

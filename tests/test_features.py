@@ -155,14 +155,14 @@ def test_invalid_arguments_are_named(arguments, words, photo, config, tmp_path, 
 
 
 @pytest.mark.parametrize("mode", [np.uint16, np.int32])
-def test_sixteen_bits_are_scaled_not_cut(mode, tmp_path):
+def test_16_bit_images_are_scaled(mode, tmp_path):
     grey = np.arange(256).reshape(8, 32)
     Image.fromarray((grey * 257).astype(mode)).save(tmp_path / "deep.tiff")
     read = features.load_photograph(str(tmp_path / "deep.tiff"))
     assert torch.equal(read, torch.from_numpy(grey).to(torch.uint8)[..., None].expand(-1, -1, 3))
 
 
-def test_a_pipe_is_not_waited_for(tmp_path):
+def test_named_pipe_is_not_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(ArgumentError, match=r"pipe\.jpg.*pipe, socket or device"):
         features.load_photograph(str(tmp_path / "pipe.jpg"))
@@ -171,7 +171,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 @pytest.mark.parametrize(
     ("size", "count"), [((90, 30), 2), ((30, 90), 4), ((64, 64), 1), ((900, 60), 4), ((40, 1000), 4)]
 )
-def test_figure_contains_everything(size, count):
+def test_figure_shows_levels_and_titles(size, count):
     height, width = size
     levels = [
         Level(f"layer{i}", 4, np.random.default_rng(i).random((16, -(-height // 4), -(-width // 4))))

@@ -24,7 +24,7 @@ def trainable(backbone):
 @pytest.mark.parametrize("cls", [ResNet, ResNetV1d])
 @pytest.mark.parametrize("norm_eval", [True, False])
 @pytest.mark.parametrize("requires_grad", [True, False])
-def test_freeze_is_what_construction_does(cls, norm_eval, requires_grad):
+def test_freeze_matches_construction(cls, norm_eval, requires_grad):
     arguments = dict(cls=cls, norm_eval=norm_eval, norm_cfg=dict(type="BN", requires_grad=requires_grad))
     backbone = small(**arguments).train()
     for stages in (2, 4, 0, -1, 3, 1, -1):
@@ -38,7 +38,7 @@ def test_freeze_is_what_construction_does(cls, norm_eval, requires_grad):
     assert not backbone.eval().freeze(2).layer3.training
 
 
-def test_thawing_leaves_what_was_frozen_by_hand():
+def test_unfreezing_keeps_parameters_frozen_by_hand():
     backbone = small()
     backbone.layer4[0].conv1.weight.requires_grad = False
     backbone.freeze(4).freeze(1)
@@ -72,17 +72,17 @@ def test_optimizer_skips_frozen_parameters_and_keeps_their_state(make):
 
 
 @pytest.mark.parametrize("stages", [-2, 5, None, True, (1,)])
-def test_freeze_refuses(stages):
+def test_freeze_rejects(stages):
     with refused(ValueError, ["frozen_stages", repr(stages), "-1", "4"]):
         small().freeze(stages)
 
 
-def test_deployed_is_not_thawed():
+def test_deployed_backbone_cannot_be_unfrozen():
     with pytest.raises(DeployedError):
         small().switch_to_deploy().freeze(1)
 
 
-def test_layer_depth_is_mmpretrains():
+def test_layer_depth_matches_mmpretrain():
     backbone = small(34)
     depths = {
         name: backbone.get_layer_depth(f"backbone.{name}", "backbone.") for name, _ in backbone.named_parameters()
@@ -101,7 +101,7 @@ def test_layer_depth_is_mmpretrains():
     assert signals.get_layer_depth("fc.weight") == (4, 5)
 
 
-def test_param_groups_hold_every_parameter_once():
+def test_param_groups_contain_every_parameter_once():
     backbone = small(cls=ResNetV1d, frozen_stages=1)
     groups = backbone.param_groups(lr=0.08, decay=0.5)
     assert [group["name"] for group in groups] == ["stem", "layer1", "layer2", "layer3", "layer4"]
@@ -154,7 +154,7 @@ def test_device_and_dtype():
 
 @pytest.mark.parametrize("cls", [ResNet, ResNetV1d])
 @pytest.mark.parametrize("fold_norm", [True, False])
-def test_stem_is_a_level(cls, fold_norm):
+def test_out_stem(cls, fold_norm):
     backbone = shake(small(cls=cls, out_stem=True, out_indices=(1, 3), fold_norm=fold_norm)).eval()
     x = torch.rand(1, 3, 64, 96)
     levels = backbone(x)
@@ -189,7 +189,7 @@ class Adapter(nn.Module):
 
 @pytest.mark.parametrize("cls", [ResNet, ResNetV1d])
 @pytest.mark.parametrize("depth", [18, 50])
-def test_wrapped_convolutions_change_no_information(depth, cls):
+def test_wrapped_convolutions_keep_feature_info(depth, cls):
     backbone = small(depth, cls, out_stem=True)
     infos = backbone.feature_info
     for module in list(backbone.modules()):
@@ -201,13 +201,13 @@ def test_wrapped_convolutions_change_no_information(depth, cls):
     with_fpn(backbone, 8)
 
 
-def test_stem_replaced_by_hand_is_seen():
+def test_replaced_stem_is_used():
     backbone = small()
     backbone.conv1, backbone.maxpool = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.Identity()
     assert backbone.out_strides == (1, 2, 4, 8)
     assert [level.shape[2] for level in backbone(torch.rand(1, 3, 32, 32))] == [32, 16, 8, 4]
 
 
-def test_signals_in_branches_have_no_stem_level():
+def test_out_stem_is_rejected_with_branches():
     with pytest.raises(ArgumentError, match="out_stem"):
         MultiScaleResNet1d(out_stem=True)

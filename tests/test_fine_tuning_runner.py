@@ -76,7 +76,7 @@ def moved(recorder):
     ]
 
 
-def test_thaws_at_its_epochs_and_resumes(tmp_path):
+def test_unfreezes_at_milestones_and_resumes(tmp_path):
     runner, recorder = train(tmp_path / "whole", 4)
     assert recorder.frozen == [4, 2, 2, 1]
     assert moved(recorder) == [[3, 4], [3, 4], [2, 3, 4]]
@@ -97,7 +97,7 @@ def test_thaws_at_its_epochs_and_resumes(tmp_path):
         assert torch.equal(a, b)
 
 
-def test_refuses(tmp_path):
+def test_rejects(tmp_path):
     for arguments, word in [
         (dict(frozen_stages=(4,), milestones=(3,)), "frozen_stages"),
         (dict(frozen_stages=(4, 1), milestones=(0,)), "milestones"),
@@ -127,7 +127,7 @@ class FakeRunner:
         return DistributedDataParallel(model)
 
 
-def test_distributed_wrapper_is_made_again(process_group):
+def test_distributed_wrapper_is_recreated(process_group):
     runner = FakeRunner(DistributedDataParallel(Model()))
     hook = FreezeHook((3, -1), (1,))
     hook.before_train(runner)
@@ -163,7 +163,7 @@ def test_learning_rates_decay_with_depth(is_backbone):
         assert lr[id(model.head.weight)] == 0.1
 
 
-def test_models_own_depths_come_first():
+def test_layer_depths_of_the_model_take_precedence():
     class Classifier(Model):  # as mmpretrain's
         def get_layer_depth(self, param_name):
             return self.backbone.get_layer_depth(param_name, "backbone.")
@@ -187,7 +187,7 @@ def test_models_own_depths_come_first():
     assert len(set(rates[0])) == 10
 
 
-def test_learning_rates_need_a_backbone_with_depths():
+def test_model_without_layer_depths_is_rejected():
     for model, paramwise in [(nn.Linear(2, 2), 0.5), (Model(), "0.5"), (Model(), 0)]:
         with pytest.raises(ArgumentError, match="layer_decay_rate"):
             build_optim_wrapper(

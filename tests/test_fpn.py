@@ -15,7 +15,7 @@ from resnet_backbone.errors import ArgumentError, ArgumentTypeError
 SIDE = 128
 
 
-def test_equals_torchvisions():
+def test_matches_torchvision():
     theirs = resnet_fpn_backbone(
         backbone_name="resnet50", weights=None, norm_layer=torch.nn.BatchNorm2d, trainable_layers=3
     ).eval()
@@ -39,7 +39,7 @@ def test_equals_torchvisions():
         assert parameter.grad is None or torch.equal(parameter.grad, other.grad), name
 
 
-def test_takes_frozen_norms_as_torchvision_has_them():
+def test_accepts_frozen_batch_norms():
     theirs = resnet_fpn_backbone(backbone_name="resnet18", weights=None, norm_layer=FrozenBatchNorm2d).eval()
     for module in theirs.modules():
         if isinstance(module, FrozenBatchNorm2d):
@@ -81,7 +81,7 @@ def test_norm_layer_and_extra_blocks():
     assert any(isinstance(module, torch.nn.BatchNorm2d) for module in pyramid.fpn.modules())
 
 
-def test_deployed_and_folded_are_near():
+def test_deployed_and_folded_are_close():
     backbone = ResNet(18, base_channels=16, zero_init_residual=False, fold_norm=True)
     backbone.init_weights()
     pyramid, x = with_fpn(backbone, 16).eval(), torch.randn(1, 3, 64, 64)
@@ -127,7 +127,7 @@ def detector(kind):
 
 
 @pytest.mark.parametrize(("kind", "steps"), [("FasterRCNN", 80), ("RetinaNet", 60), ("FCOS", 40)])
-def test_torchvisions_detectors_learn(kind, steps):
+def test_torchvision_detectors_train(kind, steps):
     model = detector(kind).train()
     images, targets = rectangles(4)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
@@ -149,7 +149,7 @@ def test_torchvisions_detectors_learn(kind, steps):
         assert overlap(best, target["boxes"][0]) > 0.5
 
 
-def test_mask_rcnn_trains_and_finds_masks():
+def test_mask_rcnn_trains_and_predicts_masks():
     torch.manual_seed(0)
     backbone = ResNet(18, base_channels=16, frozen_stages=1)
     options = dict(min_size=SIDE, max_size=SIDE, box_score_thresh=0.0, box_detections_per_img=3)
@@ -190,12 +190,12 @@ def overlap(one, other):
     ],
     ids=["foreign", "class", "signals", "channels", "extra", "p6p7", "norm"],
 )
-def test_refuses(arguments, message):
+def test_rejects(arguments, message):
     with pytest.raises(ArgumentError, match=message):
         with_fpn(*arguments)
 
 
-def test_names_missing_torchvision(run_python):
+def test_missing_torchvision_is_named(run_python):
     printed = run_python(
         "from resnet_backbone import ResNet, with_fpn\n"
         "try:\n    with_fpn(ResNet(18))\n"

@@ -144,7 +144,7 @@ def assert_close(found, expected, tolerance):
 
 
 @pytest.mark.parametrize("case", EXACT)
-def test_loss_and_gradients_are_those_of_one_process(case, sharded):
+def test_loss_and_gradients_match_one_process(case, sharded):
     expected = results(Detector(**EXACT[case]).double(), images())
     found = dict(sharded[0][case])
     found["loss"] = (sharded[0][case]["loss"] + sharded[1][case]["loss"]) / 2
@@ -163,7 +163,7 @@ def in_bf16(model, norms):
 
 
 @pytest.mark.parametrize("case", BF16)
-def test_mixed_precision_is_that_of_one_process(case, sharded):
+def test_mixed_precision_matches_one_process(case, sharded):
     model = in_bf16(Detector(**BF16[case]), norms=case == "folded")
     halves = []
     for rank in range(2):
@@ -183,7 +183,7 @@ def test_mixed_precision_is_that_of_one_process(case, sharded):
     assert_close(found, expected, 1e-6)
 
 
-def test_frozen_stages_fold_what_was_loaded(sharded):
+def test_frozen_stages_fold_loaded_weights(sharded):
     for process in sharded:
         pairs = process["loaded"]
         assert len({float(found) for found, _ in pairs}) == len(pairs) == 3

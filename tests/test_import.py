@@ -17,7 +17,7 @@ print(*sorted(set(sys.modules) - before))
 
 
 @pytest.mark.skipif(not hasattr(torch.compiler, "is_compiling"), reason="only torch._dynamo can be asked there")
-def test_import_loads_what_the_networks_need():
+def test_import_loads_no_slow_modules():
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "resnet_backbone.resnet" in loaded

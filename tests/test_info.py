@@ -41,7 +41,7 @@ def state_of(backbone):
 
 
 @pytest.mark.parametrize(("depth", "classifier"), [(18, 512), (50, 2048)])
-def test_figures_are_those_of_torchvisions_network(depth, classifier):
+def test_counts_match_torchvision(depth, classifier):
     models = pytest.importorskip("torchvision.models", reason="the network to compare with")
     with torch.device("meta"):
         peer = getattr(models, f"resnet{depth}")()
@@ -56,7 +56,7 @@ def test_figures_are_those_of_torchvisions_network(depth, classifier):
     assert round((ours.total.macs + fc) / 1e9, 1) == round(documented, 1)
 
 
-def test_resnet50_in_numbers():
+def test_counts_of_resnet50():
     description = describe(ResNet(50, frozen_stages=1).train())
     assert [part.name for part in description.parts] == ["stem", "layer1", "layer2", "layer3", "layer4"]
     assert [part.channels for part in description.parts] == [64, 256, 512, 1024, 2048]
@@ -111,7 +111,7 @@ def test_counts_are_right_and_the_backbone_is_unchanged(name):
         assert description.total.saved_bytes == saved_bytes(backbone, lambda: backbone(x))
 
 
-def test_parts_that_do_not_run_cost_only_parameters():
+def test_unused_stages_have_only_parameters():
     last = describe(VARIANTS["three stages, one unused"], SIZE).parts[-1]
     assert last.size is None
     assert (last.macs, last.saved_bytes) == (0, 0)
@@ -214,7 +214,7 @@ def test_multi_scale_resnet():
         ),
     ],
 )
-def test_wrong_arguments_are_refused(arguments, error, message):
+def test_wrong_arguments_are_rejected(arguments, error, message):
     with pytest.raises(error, match=message):
         describe(**{"backbone": VARIANTS["plain"], **arguments})
 
@@ -264,7 +264,7 @@ def test_command(tmp_path, capsys):
         (["--cfg-options", "frozen_stage=1"], "has no argument 'frozen_stage'. Did you mean 'frozen_stages'?"),
     ],
 )
-def test_command_refuses(arguments, message, capsys):
+def test_command_rejects(arguments, message, capsys):
     assert main(["info", *arguments]) == 1
     error = capsys.readouterr().err
     assert message in error
@@ -279,7 +279,7 @@ def test_command_refuses(arguments, message, capsys):
         ("config.txt", "nothing", "cannot be read: "),
     ],
 )
-def test_configs_without_a_backbone_are_refused(name, text, message, tmp_path, capsys):
+def test_configs_without_a_backbone_are_rejected(name, text, message, tmp_path, capsys):
     (tmp_path / name).write_text(text)
     assert main(["info", "--config", str(tmp_path / name)]) == 1
     error = capsys.readouterr().err

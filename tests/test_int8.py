@@ -29,7 +29,7 @@ def make(**arguments):
 
 
 @NEEDS_TORCHAO
-def test_levels_are_near():
+def test_features_are_close():
     backbone = make(deep_stem=True, avg_down=True, frozen_stages=1, **TWO_STAGES).train()
     before = copy.deepcopy(backbone.state_dict())
     int8 = quantize_int8(backbone, [torch.randn(2, 3, 64, 96), torch.randn(1, 3, 96, 64)])
@@ -58,7 +58,7 @@ def test_deployed_and_dilated_with_the_full_range_of_bits():
 
 
 @NEEDS_TORCHAO
-def test_refuses_what_it_cannot_do():
+def test_unsupported_calls_are_rejected():
     one_stage = dict(num_stages=1, strides=(1,), dilations=(1,), out_indices=(0,))
     int8 = quantize_int8(make(**one_stage), iter([torch.randn(1, 3, 64, 64)]))
     with pytest.raises(DeployedError, match="cannot train"):
@@ -83,12 +83,12 @@ def test_refuses_what_it_cannot_do():
     ],
     ids=["foreign", "signals", "device"],
 )
-def test_refuses_other_backbones(backbone, message):
+def test_rejects_other_backbones(backbone, message):
     with pytest.raises(ArgumentError, match=message):
         quantize_int8(backbone, [torch.rand(1, 3, 64, 64)])
 
 
-def test_names_what_is_missing(run_python):
+def test_missing_packages_are_named(run_python):
     printed = run_python(
         "import torch, resnet_backbone.int8 as int8\n"
         "try:\n"

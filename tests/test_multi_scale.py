@@ -41,7 +41,7 @@ def signals(length=200, count=2, leads=2):
     avg_down=st.booleans(),
     stem_stride=st.sampled_from([1, 2, 4]),
 )
-def test_features_are_as_described(
+def test_features_match_feature_info(
     depth, kernel_sizes, fusion, stride, leads, count, more, deep_stem, avg_down, stem_stride
 ):
     stages = len(depth) if isinstance(depth, tuple) else 3
@@ -63,7 +63,7 @@ def test_features_are_as_described(
         backbone(signals(backbone.minimum_length - 1, count, leads))
 
 
-def test_defaults_are_the_references_layers():
+def test_default_layers_match_the_reference():
     backbone = MultiScaleResNet1d(num_classes=6, padding="reference")
     assert (backbone.conv1.kernel_size, backbone.conv1.stride, backbone.conv1.padding) == ((7,), (2,), (3,))
     assert backbone.out_strides == (32,)
@@ -77,7 +77,7 @@ def test_defaults_are_the_references_layers():
     assert not MultiScaleResNet1d().norm_eval
 
 
-def test_default_keeps_every_sample_in_the_first_stage():
+def test_default_keeps_the_resolution_in_the_first_stage():
     assert MultiScaleResNet1d(base_channels=2).out_strides == (1, 2, 4)
     assert small((1, 1, 1, 1), strides=(1, 1, 1, 1)).minimum_length == 1
     assert small(num_classes=2)(signals(4)).shape == (2, 2)
@@ -94,7 +94,7 @@ def test_stem_stride_of_any_1d_resnet(stem_stride):
 
 
 @pytest.mark.parametrize("fusion", ["concat", "sum"])
-def test_logits_are_of_averages_of_fused_branches(fusion):
+def test_logits_are_computed_from_averaged_features(fusion):
     classifier = shake(small(num_classes=3, fusion=fusion)).eval()
     features = small(fusion=fusion).eval()
     features.load_state_dict({key: value for key, value in classifier.state_dict().items() if "fc." not in key})
@@ -104,7 +104,7 @@ def test_logits_are_of_averages_of_fused_branches(fusion):
     assert classifier(signals(40, count=1)).shape == (1, 3)  # a batch of one stays a batch
 
 
-def test_a_branch_is_the_resnet_of_its_kernel_size():
+def test_branch_equals_a_resnet_with_its_kernel_size():
     """With one kernel of 3 nothing is left of the scales: it is ResNet."""
     scales = shake(small(18, num_stages=4, strides=(1, 2, 2, 2), kernel_sizes=(3,), stem_stride=4)).eval()
     resnet = ResNet(18, in_channels=2, base_channels=4, conv_cfg=dict(type="Conv1d"), norm_cfg=dict(type="BN1d")).eval()
@@ -112,7 +112,7 @@ def test_a_branch_is_the_resnet_of_its_kernel_size():
     assert_same_bits(scales(signals()), resnet(signals()))
 
 
-def test_sum_adds_what_concat_sets_side_by_side():
+def test_sum_fusion_adds_the_branches():
     concat, added = shake(small()).eval(), small(fusion="sum").eval()
     added.load_state_dict(concat.state_dict())
     for level, total in zip(concat(signals()), added(signals())):
@@ -121,7 +121,7 @@ def test_sum_adds_what_concat_sets_side_by_side():
 
 @pytest.mark.parametrize("depth", [(1, 1, 1), (2, 1, 2), (1,)])
 @pytest.mark.parametrize("deep_stem", [False, True])
-def test_minimum_length_of_reference_padding_is_the_shortest_that_works(depth, deep_stem):
+def test_minimum_length_with_reference_padding(depth, deep_stem):
     model = small(depth, deep_stem=deep_stem, **REFERENCE).eval()
     shortest = model.minimum_length
     assert model(signals(shortest)).shape == (2, 6)
@@ -189,18 +189,18 @@ WRONG = {
 @pytest.mark.parametrize(
     ("arguments", "message"), [case for cases in WRONG.values() for case in cases], ids=lambda value: str(value)[:40]
 )
-def test_wrong_argument_is_refused_by_name(arguments, message):
+def test_wrong_argument_is_rejected_by_name(arguments, message):
     with pytest.raises(ArgumentError, match=message):
         small(**arguments)
 
 
 @pytest.mark.parametrize("shape", [(2, 200), (2, 3, 200), (2, 2, 14, 14)])
-def test_input_of_another_shape_is_refused(shape):
+def test_input_of_another_shape_is_rejected(shape):
     with pytest.raises(ArgumentError, match=rf"x must have shape \(N, 2, L\), got {re.escape(str(shape))}"):
         small()(torch.rand(shape))
 
 
-def test_no_config_that_was_passed_in_is_changed():
+def test_configs_are_not_modified():
     arguments = dict(depth=[1, 2], kernel_sizes=[5, 3], strides=[2, 1], conv_cfg=dict(type="Conv1d"))
     before = copy.deepcopy(arguments)
     assert small(**arguments).kernel_sizes == (5, 3)
@@ -216,7 +216,7 @@ def test_builds_from_a_config(kind):
     assert not any(module.training for module in backbone.train().modules() if isinstance(module, _BatchNorm))
 
 
-def test_own_checkpoint_goes_round(tmp_path):
+def test_state_dict_round_trip(tmp_path):
     path = str(tmp_path / "weights.pth")
     source = shake(small(num_classes=3, kernel_sizes=(9, 39)))
     torch.save(dict(state_dict=source.state_dict()), path)
@@ -228,7 +228,7 @@ def test_own_checkpoint_goes_round(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [{}, dict(num_classes=3), dict(REFERENCE)], ids=str)
-def test_pickles_and_copies(arguments):
+def test_pickle_and_deepcopy(arguments):
     model = shake(small(**arguments)).eval()
     for twin in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
         assert_same_bits(outputs(twin), outputs(model))

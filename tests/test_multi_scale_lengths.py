@@ -42,7 +42,7 @@ def levels_of(out):
 @pytest.mark.parametrize("state", ["plain", "folded", "deployed"])
 @pytest.mark.parametrize("arguments", UNEQUAL.values(), ids=UNEQUAL)
 @torch.no_grad()
-def test_signals_of_unequal_length_are_computed_as_each_alone(arguments, state):
+def test_unequal_lengths_match_single_signals(arguments, state):
     model = shake(small(**arguments, fold_norm=state == "folded")).double().eval()
     if state == "deployed":
         model.switch_to_deploy()
@@ -59,7 +59,7 @@ def test_signals_of_unequal_length_are_computed_as_each_alone(arguments, state):
 
 
 @pytest.mark.parametrize("with_cp", [False, True])
-def test_gradients_of_unequal_length_are_those_of_each_alone(with_cp):
+def test_gradients_of_unequal_lengths_match_single_signals(with_cp):
     model = shake(small(num_classes=3, norm_eval=True, with_cp=with_cp)).double().train()
     x, lengths = unequal(model)
     model(x, lengths).square().sum().backward()
@@ -71,7 +71,7 @@ def test_gradients_of_unequal_length_are_those_of_each_alone(with_cp):
     torch.testing.assert_close(together, gradients(model))
 
 
-def test_batch_statistics_leave_the_padding_out():
+def test_batch_statistics_exclude_the_padding():
     """More padding changes neither logits nor running statistics; lengths that fill the batch change nothing at all."""
     model = shake(small(num_classes=3)).double().train()
     x, lengths = unequal(model)
@@ -100,7 +100,7 @@ def test_batch_statistics_leave_the_padding_out():
         ([20, 31], r"got \[20, 31\]"),
     ],
 )
-def test_wrong_lengths_are_refused(lengths, message):
+def test_wrong_lengths_are_rejected(lengths, message):
     with pytest.raises(ArgumentError, match=message):
         small(num_classes=2)(torch.rand(2, 2, 30), lengths)
 

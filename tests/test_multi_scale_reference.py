@@ -89,7 +89,7 @@ def loaded(state, tmp_path, **arguments):
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_computes_what_the_reference_does(training, tmp_path):
+def test_matches_the_reference(training, tmp_path):
     state = reference_state()
     model, report = loaded(state, tmp_path)
     assert report.format == "Multi-Scale-1D-ResNet"
@@ -100,7 +100,7 @@ def test_computes_what_the_reference_does(training, tmp_path):
     assert (ours - theirs).abs().max() <= 1e-6 * theirs.abs().max()
 
 
-def test_computes_what_the_reference_does_with_more_blocks(tmp_path):
+def test_matches_the_reference_with_more_blocks(tmp_path):
     """Blocks without a projection shorten their features too: the windows are those of what is left of 512 samples."""
     blocks, windows = (1, 2, 1), (16, 9, 2)
     state = reference_state(blocks=blocks)
@@ -110,7 +110,7 @@ def test_computes_what_the_reference_does_with_more_blocks(tmp_path):
     assert (ours - theirs).abs().max() <= 1e-6 * theirs.abs().max()
 
 
-def test_gradients_are_the_references(tmp_path):
+def test_gradients_match_the_reference(tmp_path):
     state = {key: value.double() if value.is_floating_point() else value for key, value in reference_state().items()}
     model, report = loaded(state, tmp_path)
     model.double().train()
@@ -123,7 +123,7 @@ def test_gradients_are_the_references(tmp_path):
         torch.testing.assert_close(parameter.grad, state[report.renamed.get(name, name)].grad)
 
 
-def test_key_table():
+def test_keys_are_translated():
     (scheme,) = (scheme for scheme in SCHEMES if scheme.name == "Multi-Scale-1D-ResNet")
     table = {key: scheme.rename(key) for key in reference_state()}
     assert table["layer3x3_1.0.conv1.weight"] == "layer1.branches.0.0.conv1.weight"

@@ -119,7 +119,7 @@ def test_every_plugin_at_every_position(name, block, position):
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_where_a_plugin_stands(block):
+def test_position_of_plugins(block):
     """After the norm layer, and after the ReLU where one follows the norm layer and the sum does not."""
     for position in BLOCKS[block]:
         layer = make_block(block, [dict(cfg=dict(type=Scale, by=3.0), position=position)]).eval()
@@ -145,7 +145,7 @@ def test_where_a_plugin_stands(block):
 
 
 @pytest.mark.parametrize(("block", "position"), EVERY_POSITION)
-def test_chained_in_the_order_of_the_list(block, position):
+def test_plugins_run_in_the_order_of_the_list(block, position):
     labels = ["a", "b", "c"]
     plugins = [dict(cfg=dict(type=Scale, label=label, postfix=f"_{label}"), position=position) for label in labels]
     layer = make_block(block, plugins).train()
@@ -230,7 +230,7 @@ def test_plugin_registered_by_the_user():
     assert isinstance(backbone.layer3[1].scale, Scale)
 
 
-def test_trying_a_plugin_out_draws_no_random_number_and_changes_nothing():
+def test_dry_run_of_a_plugin_has_no_side_effects():
     class Noisy(nn.Module):
         def __init__(self, in_channels):
             super().__init__()
@@ -273,7 +273,7 @@ def test_trying_a_plugin_out_draws_no_random_number_and_changes_nothing():
         (dict(type=ReturnsTuple), ArgumentTypeError, "returns_tuple.*tuple"),
     ],
 )
-def test_bad_plugin_is_refused_by_the_constructor(block, plugin, error, message):
+def test_bad_plugin_is_rejected_by_the_constructor(block, plugin, error, message):
     with pytest.raises(error, match=message):
         make_block(block, [dict(cfg=plugin, position="after_conv1")])
 
@@ -285,7 +285,7 @@ def test_bad_plugin_is_refused_by_the_constructor(block, plugin, error, message)
         (dict(stage=(True, False, False, False)), "plugin.*'stage'"),
     ],
 )
-def test_plugin_for_no_known_stages_is_refused(plugin, message):
+def test_plugin_for_no_known_stages_is_rejected(plugin, message):
     cfg = dict(type="SELayer", ratio=4)
     with pytest.raises(ArgumentError, match=message):
         ResNet(18, base_channels=8, plugins=[dict(cfg=cfg, position="after_conv1", **plugin)])
@@ -299,7 +299,7 @@ def test_plugin_for_no_known_stages_is_refused(plugin, message):
         ("", "_abbr_.*''"),
     ],
 )
-def test_plugin_of_an_impossible_name(abbr, message, monkeypatch):
+def test_plugin_with_an_invalid_name(abbr, message, monkeypatch):
     monkeypatch.setattr(Scale, "_abbr_", abbr, raising=False)
     with pytest.raises(ArgumentError, match=message):
         make_block(BasicBlock, [dict(cfg=dict(type=Scale), position="after_conv1")])
@@ -318,7 +318,7 @@ def test_generalized_attention_compiles_with_graph_breaks():
     torch._dynamo.reset()
 
 
-def test_two_plugins_of_one_name():
+def test_two_plugins_with_the_same_name():
     with pytest.raises(ArgumentError, match=r"plugins.*'scale'.*postfix"):
         make_block(BasicBlock, [dict(cfg=dict(type=Scale), position="after_conv1")] * 2)
 
@@ -347,7 +347,7 @@ def test_two_plugins_of_one_name():
         (dict(dcn=dict(type="DCN"), stage_with_dcn=(True,)), ArgumentError, r"stage_with_dcn.*\(True,\)"),
     ],
 )
-def test_impossible_dcn(depth, arguments, error, message):
+def test_invalid_dcn(depth, arguments, error, message):
     with pytest.raises(error, match=message):
         ResNet(depth, base_channels=8, **{"stage_with_dcn": (False, False, False, True), **arguments})
 
@@ -357,7 +357,7 @@ def test_dcn_in_no_stage():
     assert not any("offset" in name for name in backbone.state_dict())
 
 
-def test_where_dcn_stands():
+def test_position_of_dcn():
     small = ResNet(18, base_channels=8, dcn=dict(type="DCNv2"), stage_with_dcn=(False, False, True, False))
     assert {name for name in small.state_dict() if name.endswith("conv_offset.bias")} == {
         "layer3.0.conv2.conv_offset.bias",
@@ -375,7 +375,7 @@ ROWS = json.loads(FILE.read_text())
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[os.path.basename(row["config"]) for row in ROWS])
-def test_computes_what_mmdet_and_compiled_mmcv_compute(row):
+def test_matches_recorded_results_of_mmdet(row):
     backbone = fill(build_backbone({**row["backbone"], **NARROW}).double()).eval()
     expected = np.array(row["levels"])
     with torch.no_grad():
@@ -384,6 +384,6 @@ def test_computes_what_mmdet_and_compiled_mmcv_compute(row):
     assert (abs(found - expected) < 1e-12 * expected[:, :1]).all()
 
 
-def test_recorded_configs_are_all_of_mmdet():
+def test_all_mmdet_configs_are_recorded():
     assert len(ROWS) == 21
     assert sum(row["configs"] for row in ROWS) == 35

@@ -85,7 +85,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_ours_is_found_from_everywhere(case, run_python):
+def test_resnet_is_found_from_every_scope(case, run_python):
     packages, reasons = CASES[case]
     printed = run_python(LOOK_UPS, {**OTHER, **packages}).splitlines()
     assert printed[-1] == "done"
@@ -137,7 +137,7 @@ except ImportError as error:
 
 
 @pytest.mark.parametrize("missing", ["mmcv", "mmengine"])
-def test_import_says_what_is_missing(missing, run_python):
+def test_import_error_names_missing_packages(missing, run_python):
     printed = run_python(BLOCKER.format(name=missing))
     assert f"No module named '{missing}" in printed
     for command in ("pip install mmengine 'mmcv-lite>=2.1'", "pip install mmengine mmcv mmdet", "onedl-mmdetection"):
@@ -150,7 +150,7 @@ def test_classes_are_registered(cls):
     assert ROOT.get(f"resnet_backbone.{cls.__name__}") is cls
 
 
-def test_stage_is_registered_in_our_own_scope():
+def test_res_layer_is_registered_in_our_scope_only():
     assert ROOT.get("resnet_backbone.ResLayer") is ResLayer
 
 
@@ -161,7 +161,7 @@ def test_builds_by_name_and_by_class(name):
     assert type(build_backbone(dict(type=cls, **SMALL))) is cls
 
 
-def test_config_is_not_changed():
+def test_config_is_not_modified():
     cfg = dict(type="ResNet", **SMALL)
     before = dict(cfg)
     build_backbone(cfg)
@@ -180,7 +180,7 @@ def test_config_is_not_changed():
     ],
     ids=str,
 )
-def test_config_of_no_backbone_is_refused(cfg, exception, words):
+def test_config_without_a_backbone_is_rejected(cfg, exception, words):
     with refused(exception, words):
         build_backbone(cfg)
 

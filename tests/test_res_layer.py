@@ -15,7 +15,7 @@ def test_first_block_changes_resolution_and_width():
     assert layer(torch.rand(1, 16, 9, 12)).shape == (1, 32, 5, 6)
 
 
-def test_last_block_changes_resolution_and_width_for_hourglass():
+def test_downsample_first_false():
     layer = ResLayer(BasicBlock, inplanes=8, planes=16, num_blocks=3, stride=2, downsample_first=False)
     assert [(block.inplanes, block.planes, block.stride, block.downsample is None) for block in layer] == [
         (8, 8, 1, True),
@@ -30,7 +30,7 @@ def test_no_projection_where_shapes_agree():
 
 
 @pytest.mark.parametrize("size", [7, 8])
-def test_averaging_shortcut_has_the_strided_ones_size(size):
+def test_averaging_shortcut_has_the_size_of_the_strided_one(size):
     layer = ResLayer(BasicBlock, 4, 8, 1, stride=2, avg_down=True)
     pool, conv, norm = layer[0].downsample
     assert isinstance(pool, nn.AvgPool2d)
@@ -39,7 +39,7 @@ def test_averaging_shortcut_has_the_strided_ones_size(size):
     assert layer(torch.rand(1, 4, size, size)).shape == (1, 8, 4, 4)
 
 
-def test_averaging_shortcut_averages_only_real_pixels():
+def test_averaging_shortcut_excludes_padding():
     pool = ResLayer(BasicBlock, 1, 2, 1, stride=2, avg_down=True)[0].downsample[0]
     assert torch.equal(pool(torch.ones(1, 1, 3, 3)), torch.ones(1, 1, 2, 2))
 

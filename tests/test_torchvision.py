@@ -30,7 +30,7 @@ def levels_of(theirs, x):
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_has_torchvisions_keys_in_torchvisions_order(depth):
+def test_state_dict_keys_match_torchvision(depth):
     theirs = getattr(torchvision.models, f"resnet{depth}")(weights=None)
     with torch.device("meta"):
         ours = ResNet(depth)
@@ -40,7 +40,7 @@ def test_has_torchvisions_keys_in_torchvisions_order(depth):
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_features_are_torchvisions_to_the_bit(depth):
+def test_features_are_bit_identical(depth):
     ours, theirs = pair(depth)
     x = torch.randn(1, 3, 32, 64)
     with torch.no_grad():
@@ -50,7 +50,7 @@ def test_features_are_torchvisions_to_the_bit(depth):
 
 
 @pytest.mark.parametrize("depth", [18, 50])
-def test_training_is_torchvisions_to_the_bit(depth):
+def test_training_is_bit_identical(depth):
     ours, theirs = pair(depth)
     x = torch.randn(2, 3, 32, 64)
     loss_of(ours.train()(x)).backward()
@@ -61,7 +61,7 @@ def test_training_is_torchvisions_to_the_bit(depth):
 
 @pytest.mark.network
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_real_weights_give_torchvisions_features(depth):
+def test_pretrained_features_match_torchvision(depth):
     theirs = getattr(torchvision.models, f"resnet{depth}")(weights="IMAGENET1K_V1").eval()
     ours = ResNet(depth, init_cfg=dict(type="Pretrained", checkpoint=f"torchvision://resnet{depth}"))
     ours.init_weights()

@@ -50,7 +50,7 @@ def test_backbone_of_a_shipped_config(name, bit_exact):
 FAMILY = dict(ResNet=461, ResNeXt=97, RegNet=26, ResNeSt=8, Res2Net=7, DetectoRS_ResNet=7, TridentResNet=3)
 
 
-def test_dicts_are_all_of_them():
+def test_number_of_distinct_dicts():
     assert len(DICTS) == 58
     # The configs whose detector has one of our backbones, counted apart from the dicts: mmdet 3.3.0's.
     configs = configs_by_backbone()
@@ -111,14 +111,14 @@ COMBINATIONS = {
 
 
 @pytest.mark.parametrize("name", COMBINATIONS)
-def test_combination_that_no_config_has(name, bit_exact):
+def test_argument_combinations_without_a_config(name, bit_exact):
     cfg = COMBINATIONS[name]
     assert_bit_exact(*build_pair(cfg), batch(cfg.get("in_channels", 3)))
     bit_exact("further argument combinations", name)
 
 
 @pytest.mark.parametrize("name", ["BasicBlock", "Bottleneck", "ResNet"])
-def test_arguments_have_mmdets_names_positions_and_defaults(name):
+def test_signature_matches_mmdet(name):
     theirs = [
         (parameter.name, parameter.default)
         for parameter in inspect.signature(getattr(reference, name)).parameters.values()
@@ -127,7 +127,7 @@ def test_arguments_have_mmdets_names_positions_and_defaults(name):
     assert [(parameter.name, parameter.default) for parameter in ours][: len(theirs)] == theirs
 
 
-def test_res_layer_has_mmdets_arguments_and_places_the_downsampling_block():
+def test_res_layer_matches_mmdet():
     from mmdet.models.layers import ResLayer
 
     theirs = [(p.name, p.default) for p in inspect.signature(ResLayer).parameters.values()]

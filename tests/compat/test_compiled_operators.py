@@ -21,7 +21,7 @@ from mmcv import _ext as compiled
 ours = make_extension()
 
 
-def test_what_is_compared_was_compiled():
+def test_compiled_mmcv_is_used():
     assert compiled.__file__.endswith((".so", ".pyd"))
 
 
@@ -154,5 +154,5 @@ def test_deformable_convolution(geometry, version, offsets):
         assert (mine - theirs).abs().max() <= 1e-6 * theirs.abs().max()
 
 
-def test_every_operator_has_mmcvs_name():
+def test_operator_names_match_mmcv():
     assert set(OPERATORS) <= set(vars(compiled))

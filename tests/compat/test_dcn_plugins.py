@@ -88,7 +88,7 @@ def test_first_dcn_imports_the_operators():
 
 @pytest.mark.parametrize(("own", "mmcvs"), PAIRS)
 @pytest.mark.parametrize("arguments", [dict(), dict(groups=2, deform_groups=4, stride=2, dilation=2, padding=2)])
-def test_own_layer_equals_mmcvs(own, mmcvs, arguments):
+def test_own_layer_matches_mmcv(own, mmcvs, arguments):
     layers = []
     for cls in (own, mmcvs):
         torch.manual_seed(0)
@@ -119,7 +119,7 @@ def test_own_layer_equals_mmcvs(own, mmcvs, arguments):
 
 
 @pytest.mark.parametrize(("own", "mmcvs"), PAIRS)
-def test_init_weights_draws_as_mmcv(own, mmcvs):
+def test_init_weights_draws_the_same_random_numbers(own, mmcvs):
     backbones = []
     for cls in (own, mmcvs):
         torch.manual_seed(0)
@@ -137,7 +137,7 @@ def test_init_weights_draws_as_mmcv(own, mmcvs):
             assert torch.equal(one, other), name
 
 
-def test_se_layer_equals_mmdets():
+def test_se_layer_matches_mmdet():
     torch.manual_seed(0)
     theirs = MmdetSELayer(32, ratio=8)
     torch.manual_seed(0)

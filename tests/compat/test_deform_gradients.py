@@ -39,7 +39,7 @@ def relative(one, other):
     ids=str,
 )
 @pytest.mark.parametrize("name", PAIRS)
-def test_gradients_are_those_of_compiled_mmcv(name, geometry, start):
+def test_gradients_match_compiled_mmcv(name, geometry, start):
     torch.manual_seed(0)
     ours, theirs = (cls(8, 12, bias=False, **geometry) for cls in PAIRS[name])
     if start == "shaken":
@@ -68,7 +68,7 @@ def test_gradients_are_those_of_compiled_mmcv(name, geometry, start):
     [dict(padding=1), dict(padding=1, stride=2), dict(padding=2, dilation=2), dict(padding=1, groups=2)],
     ids=str,
 )
-def test_switchable_atrous_convolution_is_that_of_compiled_mmcv(geometry, use_deform):
+def test_switchable_atrous_convolution_matches_compiled_mmcv(geometry, use_deform):
     torch.manual_seed(0)
     ours, theirs = (cls(8, 12, 3, bias=False, use_deform=use_deform, **geometry) for cls in SAC)
     assert ours.__class__ is not theirs.__class__

@@ -21,7 +21,7 @@ NOT_DETECTORS = {"_base_", "signals"}
 DETECTORS = sorted(file for file in CONFIGS.rglob("*.py") if not NOT_DETECTORS & {*file.relative_to(CONFIGS).parts})
 
 
-def test_there_is_one_of_each_kind():
+def test_every_kind_of_config_is_tested():
     assert {file.parent.name for file in DETECTORS} == {"faster_rcnn", "retinanet", "mask_rcnn", "dcn"}
 
 
@@ -42,7 +42,7 @@ def test_detector_builds_with_our_backbone(file):
     )
 
 
-def test_caffe_weights_get_what_caffe_fed_them():
+def test_preprocessing_of_caffe_weights():
     name = "mask_rcnn/mask-rcnn_r50-caffe_fpn_1x_coco.py"
     ours = Config.fromfile(str(CONFIGS / name)).model
     theirs = Config.fromfile(str(Path(mmdet.__file__).parent / ".mim" / "configs" / name)).model

@@ -86,7 +86,7 @@ def test_wrong_options(paramwise):
         build(detector(), **dict(decay_rate=0.5) | paramwise)
 
 
-def test_other_backbones_are_mmdets_own():
+def test_other_backbones_use_mmdet_rates():
     class ConvNeXt(nn.Module):
         def __init__(self):
             super().__init__()
@@ -113,7 +113,7 @@ def test_other_backbones_are_mmdets_own():
         "from mmdet.utils import register_all_modules; register_all_modules(); import resnet_backbone",
     ],
 )
-def test_every_order_of_imports(first):
+def test_every_import_order(first):
     code = f"""
 {first}
 from mmdet.registry import OPTIM_WRAPPER_CONSTRUCTORS

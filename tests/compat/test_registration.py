@@ -49,7 +49,7 @@ def run(code: str) -> str:
 
 
 @pytest.mark.parametrize("order", ORDERS, ids=" then ".join)
-def test_ours_wins_in_every_order(order):
+def test_resnet_is_ours_in_every_import_order(order):
     printed = run("\n".join(IMPORTS[name] for name in order) + CHECK)
     assert "as it should be" in printed
     assert "cannot be" not in printed
@@ -59,7 +59,7 @@ def test_importing_ours_does_not_import_mmdets_models():
     assert run("import sys, resnet_backbone; print('mmdet.models' in sys.modules)").strip().endswith("False")
 
 
-def test_custom_imports_in_a_config_is_all_it_takes(tmp_path):
+def test_custom_imports_in_a_config(tmp_path):
     config = tmp_path / "config.py"
     config.write_text(
         "custom_imports = dict(imports=['resnet_backbone'])\n"

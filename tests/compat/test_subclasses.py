@@ -148,7 +148,7 @@ def build(cls: type, kwargs: dict) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("name", ["ResNeXt-50 32x4d", "RegNetX-400MF", "Res2Net-50", "ResNeSt-50"])
-def test_outputs_of_a_subclass_are_what_feature_info_says(name, on_our_classes):
+def test_feature_info_of_subclasses(name, on_our_classes):
     module, class_name, kwargs = SUBCLASSES[name]
     backbone = getattr(on_our_classes[module], class_name)(**kwargs).eval()
     outputs = backbone(torch.rand(1, 3, 64, 64))

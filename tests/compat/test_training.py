@@ -104,7 +104,7 @@ def trained(data, tmp_path_factory):
     return cfg, runner, losses, untrained
 
 
-def test_learns(trained):
+def test_loss_decreases(trained):
     _, runner, losses, untrained = trained
     assert sum(losses[-20:]) < 0.5 * sum(losses[:20])
     found = runner.test()["coco/bbox_mAP_50"]
@@ -112,7 +112,7 @@ def test_learns(trained):
     assert found > 0.5
 
 
-def test_inferencer_finds_the_shapes(trained, data, tmp_path):
+def test_inferencer_detects_the_shapes(trained, data, tmp_path):
     cfg, _, _, _ = trained
     cfg.dump(str(tmp_path / "config.py"))
     inferencer = DetInferencer(
@@ -150,7 +150,7 @@ def uninterrupted(data, tmp_path_factory):
     return Path(cfg.work_dir), losses
 
 
-def test_losses_are_mmdets(data, tmp_path, uninterrupted):
+def test_losses_match_mmdet(data, tmp_path, uninterrupted):
     work_dir, losses = uninterrupted
     # A name that means mmdet's class, whatever is registered as ResNet.
     resnet_backbone.BACKBONES.register_module(name="TheirResNet", module=reference.ResNet, force=True)
@@ -162,7 +162,7 @@ def test_losses_are_mmdets(data, tmp_path, uninterrupted):
     _assert_same(checkpoint(work_dir, SHORT), checkpoint(tmp_path / "theirs", SHORT))
 
 
-def test_resumed_run_is_the_uninterrupted_one(data, tmp_path, uninterrupted):
+def test_resumed_run_matches_an_uninterrupted_one(data, tmp_path, uninterrupted):
     work_dir, losses = uninterrupted
     cfg = config(data, tmp_path / "resumed", SHORT)
     cfg.resume, cfg.load_from = True, str(work_dir / f"iter_{SHORT // 2}.pth")
@@ -183,7 +183,7 @@ def _assert_same(one: dict, other: dict) -> None:
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(states[1][index][name])), (index, name)
 
 
-def test_train_tool_takes_our_config(data, tmp_path):
+def test_train_tool_runs_our_config(data, tmp_path):
     tool = Path(mmdet.__file__).parent / ".mim" / "tools" / "train.py"
     options = ["model.backbone.init_cfg=None", "train_cfg.max_epochs=1"]
     for split, loader in (("val", "train_dataloader"), ("val", "val_dataloader")):

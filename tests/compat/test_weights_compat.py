@@ -43,7 +43,7 @@ from resnet_backbone.weights.zoo import is_named
     ],
     ids=lambda value: value["type"] if isinstance(value, dict) else None,
 )
-def test_dead_names_serve_mmdets_own_classes(cfg, source, tmp_path, monkeypatch):
+def test_unavailable_names_load_into_mmdet_classes(cfg, source, tmp_path, monkeypatch):
     expected = MODELS.build(dict(cfg)).state_dict()
     if cfg["type"] == "ResLayer":
         expected = ResNet(depth=50, style="caffe").state_dict()
@@ -56,7 +56,7 @@ def test_dead_names_serve_mmdets_own_classes(cfg, source, tmp_path, monkeypatch)
         assert torch.equal(value, expected[name]), name
 
 
-def test_table_has_every_file_of_the_server_that_mmdets_configs_start_a_resnet_from():
+def test_table_has_all_server_files_of_mmdet_resnet_configs():
     named = r"""open-mmlab://[\w./-]+|https?://download\.openmmlab\.com/(?:pretrain|mmclassification)/[\w./-]+"""
     configs = (Path(mmdet.__file__).parent / ".mim" / "configs").rglob("*.py")
     used = {source for config in configs for source in re.findall(named, config.read_text())}
@@ -75,7 +75,7 @@ class Detector(BaseModel):
         return dict(loss=self.neck(self.backbone(inputs[None])[-1]).square().mean())
 
 
-def test_a_runners_own_checkpoint(tmp_path):
+def test_runner_checkpoint(tmp_path):
     model = Detector()
     runner = Runner(
         model=model,

@@ -23,13 +23,13 @@ from backbone_dicts import distinct_backbones  # noqa: E402 - it needs mmdet
 DICTS = distinct_backbones(tuple(resnet_backbone.__all__))
 
 
-def test_dicts_are_all_of_them():
+def test_number_of_distinct_dicts():
     # mmdet 3.3.0's; tests/compat compares each of them where mmcv is compiled.
     assert len(DICTS) == 97
 
 
 @pytest.mark.parametrize("kind", sorted({cfg["type"] for cfg in DICTS.values()}))
-def test_each_builds_and_trains(kind):
+def test_builds_and_trains(kind):
     for cfg in (cfg for cfg in DICTS.values() if cfg["type"] == kind):
         # Weights are drawn for nothing: they take longer than the step.
         cfg = {**copy.deepcopy(cfg), "device": "meta"}

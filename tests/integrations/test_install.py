@@ -60,17 +60,17 @@ print("as it should be")
 
 @pytest.mark.skipif(COMPILED, reason="mmcv was compiled")
 @pytest.mark.parametrize("order", ORDERS)
-def test_operators_take_effect_in_every_order(order, run_python):
+def test_operators_work_in_every_import_order(order, run_python):
     assert run_python(ORDERS[order] + CHECK, MMDET).endswith("as it should be\n")
 
 
 @pytest.mark.skipif(COMPILED, reason="mmcv was compiled")
-def test_without_them_the_log_names_them(run_python):
+def test_log_names_the_operators_to_import(run_python):
     printed = run_python("import resnet_backbone\n" + TOO_EARLY, MMDET)
     assert "resnet_backbone.integrations.mmdet.operators" in printed
 
 
-def test_compiled_operators_are_left_alone(run_python):
+def test_compiled_operators_are_not_replaced(run_python):
     """Whether they can be imported or not: what is broken should be seen."""
     script = """
 import sys

@@ -75,7 +75,7 @@ def test_softmax_focal_loss():
     torch.testing.assert_close(gradient, expected)
 
 
-def test_multi_scale_attention_is_mmcvs_own_python():
+def test_multi_scale_attention_matches_mmcv_python():
     attention = pytest.importorskip("mmcv.ops.multi_scale_deform_attn") if _has_ops() else None
     shapes = torch.tensor([[5, 4], [3, 2]])
     value = torch.randn(2, 26, 3, 4, requires_grad=True)
@@ -130,7 +130,7 @@ def test_carafe():
         torch.testing.assert_close(mine, theirs)
 
 
-def test_masked_convolution_is_a_convolution_where_the_mask_is():
+def test_masked_convolution():
     image, weight = torch.randn(1, 3, 6, 7), torch.randn(4, 3, 3, 3)
     mask = torch.rand(6, 7) > 0.5
     rows, columns = mask.nonzero().unbind(1)
@@ -205,7 +205,7 @@ def test_deformable_roi_pool(sampling_ratio):
         torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_absent_operator_is_named_when_it_is_called():
+def test_missing_operator_is_named_when_called():
     with pytest.raises(NotImplementedError, match=r"'psamask_forward'.*resnet-backbone-build-mmcv"):
         ext.psamask_forward(torch.zeros(1))
 

@@ -80,7 +80,7 @@ def test_outputs_and_gradients(arguments):
     ],
     ids=str,
 )
-def test_what_cannot_be_folded_has_the_exact_paths_bits(arguments):
+def test_unfoldable_layers_are_bit_identical(arguments):
     exact, folded = pair(depth=18, **arguments)
     x = torch.randn(2, 3, 64, 64)
     for ours, theirs in zip(run(folded, x), run(exact, x)):
@@ -99,12 +99,12 @@ def test_what_cannot_be_folded_has_the_exact_paths_bits(arguments):
     ],
     ids=lambda arguments: next(iter(arguments)),
 )  # fmt: skip
-def test_what_stands_between_is_computed_as_usual(arguments):
+def test_dcn_and_plugins_between_folded_layers(arguments):
     exact, folded = pair(depth=50, dtype=torch.float64, **arguments)
     assert_close_computation(exact, folded, torch.randn(2, 3, 64, 64, dtype=torch.float64), 1e-10)
 
 
-def test_parameters_and_state_dict_see_no_difference():
+def test_parameters_and_state_dict_are_unchanged():
     exact, folded = pair(depth=18, frozen_stages=1)
     folded(torch.rand(1, 3, 64, 64))
     assert list(folded.state_dict()) == list(exact.state_dict())
@@ -120,19 +120,19 @@ def test_parameters_and_state_dict_see_no_difference():
             assert relative(ours, theirs) < 1e-5
 
 
-def test_is_a_config_line():
+def test_builds_from_a_config():
     backbone = build_backbone(dict(type="ResNet", depth=18, fold_norm=True, channels_last=True, with_cp=[1, 0, 0, 0]))
     assert all(block.fold_norm for stage in backbone.res_layers for block in getattr(backbone, stage))
     assert [getattr(backbone, stage)[0].with_cp for stage in backbone.res_layers] == [1, 0, 0, 0]
 
 
-def test_half_the_bytes_are_kept():
+def test_half_the_bytes_are_saved():
     exact, folded = pair(depth=50, frozen_stages=1)
     x = torch.rand(1, 3, 128, 128)
     assert saved_bytes(folded, lambda: folded(x)) <= 0.52 * saved_bytes(exact, lambda: exact(x))
 
 
-def test_frozen_stages_keep_nothing():
+def test_frozen_stages_save_nothing():
     _, folded = pair(depth=18, frozen_stages=4)
     assert saved_bytes(folded, lambda: folded(torch.rand(1, 3, 64, 64))) == 0
 
@@ -176,7 +176,7 @@ class Folded(nn.Module):
 @pytest.mark.parametrize(
     "arguments", [dict(stride=2, dilation=2), dict(bias=True, groups=2), dict(affine=False)], ids=str
 )
-def test_gradients_and_their_gradients(dimensions, arguments):
+def test_gradcheck_and_gradgradcheck(dimensions, arguments):
     layers = conv_and_norm(dimensions, **arguments)
     folded = Folded(layers)
     names = list(dict(folded.named_parameters()))
@@ -193,7 +193,7 @@ def test_gradients_and_their_gradients(dimensions, arguments):
     assert gradgradcheck(compute, inputs, fast_mode=True, check_fwd_over_rev=True)
 
 
-def test_the_function_composes_with_transforms():
+def test_composes_with_function_transforms():
     conv = conv_and_norm(groups=2)[0].requires_grad_(False)
     x, scale, shift = (torch.randn(*shape, dtype=torch.float64) for shape in ((3, 2, 4, 5, 5), (6,), (6,)))
 
@@ -219,7 +219,7 @@ def test_the_function_composes_with_transforms():
 
 @pytest.mark.parametrize("depth", [18, 50])
 @pytest.mark.parametrize("index", [0, 1], ids=["projection", "identity"])
-def test_checkpoint_does_not_run_the_last_convolution_again(depth, index, monkeypatch):
+def test_checkpoint_does_not_recompute_the_last_convolution(depth, index, monkeypatch):
     exact, folded = (backbone.layer2[index] for backbone in pair(depth=depth, with_cp=True))
     conv2d, runs, counts = nn.functional.conv2d, [], []
 
@@ -240,14 +240,14 @@ def test_checkpoint_does_not_run_the_last_convolution_again(depth, index, monkey
     assert counts[1] == (counts[0][0], counts[0][1] - 1)
 
 
-def test_fold_is_the_affine_map():
+def test_folded_weights_match_the_affine_function():
     layers = conv_and_norm(bias=True)
     weight, bias = fold_weights(layers[0], layers[1])
     x = torch.randn(1, 4, 5, 5, dtype=torch.float64)
     torch.testing.assert_close(nn.functional.conv2d(x, weight, bias, padding=1), layers(x))
 
 
-def test_sequence_folds_pairs_and_runs_the_rest():
+def test_sequential_folds_pairs_of_convolution_and_norm():
     layers = nn.Sequential(nn.AvgPool2d(2), *conv_and_norm(), nn.ReLU(), nn.Conv2d(6, 2, 1).double())
     x = torch.randn(1, 4, 6, 6, dtype=torch.float64)
     torch.testing.assert_close(conv_norm_sequence(layers, x, fold=True), layers(x))
@@ -321,7 +321,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_changed_weights_count_at_once(change):
+def test_changed_weights_take_effect(change):
     torch.manual_seed(0)
     _, folded = pair(depth=50, frozen_stages=1, num_stages=1, strides=(1,), dilations=(1,), out_indices=(0,))
     exact = copy.deepcopy(folded)
@@ -360,7 +360,7 @@ def test_unfreezing():
     assert_close_computation(exact, folded, x, 1e-4)
 
 
-def test_inference_mode_leaves_nothing_that_training_cannot_use():
+def test_training_works_after_inference_mode():
     _, folded = pair(depth=18, frozen_stages=1)
     with torch.inference_mode():
         folded(torch.rand(1, 3, 64, 64))
@@ -386,7 +386,7 @@ def test_compiles_without_graph_breaks(frozen_stages):
     "autocast",
     [False, pytest.param(True, marks=pytest.mark.skipif(TORCH < (2, 4), reason="torch.get_autocast_dtype: torch 2.4"))],
 )
-def test_compiled_keeps_no_scaled_weights(autocast):
+def test_compiled_step_saves_no_scaled_weights(autocast):
     exact, folded = pair(depth=18, frozen_stages=1)
     x = torch.rand(1, 3, 64, 64)
     torch.compiler.reset()

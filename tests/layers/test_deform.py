@@ -72,7 +72,7 @@ def by_hand(layer, x):
         dict(kernel_size=(1, 3), padding=(0, 1)),
     ],
 )
-def test_computes_what_the_papers_define(cls, arguments):
+def test_matches_the_papers(cls, arguments):
     layer = make(cls, 8, 12, **{"kernel_size": 3, **arguments}).double()
     x = torch.randn(2, 8, 9, 11, dtype=torch.float64)
     torch.testing.assert_close(layer(x), by_hand(layer, x), rtol=1e-12, atol=1e-12)
@@ -100,7 +100,7 @@ def test_starts_as_an_ordinary_convolution(cls):
 
 
 @pytest.mark.parametrize("modulated", [False, True])
-def test_points_on_the_border_move_no_offset(modulated):
+def test_points_on_the_border_give_no_offset_gradient(modulated):
     """With zero offsets a padding of 1 puts every first row and column of points there; mmcv gives them no gradient."""
     torch.manual_seed(0)
     x, weight = torch.randn(1, 4, 5, 6), torch.randn(4, 4, 3, 3)
@@ -148,12 +148,12 @@ def test_old_name_of_deform_groups(cls):
         (dict(in_channels=0), "in_channels must be an integer of at least 1, got 0"),
     ],
 )
-def test_refuses(cls, arguments, message):
+def test_rejects(cls, arguments, message):
     with pytest.raises(ArgumentError, match=message):
         cls(**{"in_channels": 8, "out_channels": 8, "kernel_size": 3, "bias": False, **arguments})
 
 
-def test_says_that_torchvision_is_missing(monkeypatch):
+def test_missing_torchvision_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision.ops", None)
     with pytest.raises(ImportError, match="pip install torchvision"):
         DeformConv2dPack(8, 8, 3)
@@ -197,7 +197,7 @@ def test_offsets_stay_zero_through_init_weights(dcn, depth):
 
 
 @pytest.mark.parametrize("dcn", [*OWN_TYPES, "DCN", "DCNv2"])
-def test_reads_checkpoints_of_the_old_spelling(dcn):
+def test_loads_state_dicts_with_old_offset_names(dcn):
     backbone, other = (ResNet(18, base_channels=8, dcn=dict(type=dcn), stage_with_dcn=LAST_STAGES) for _ in range(2))
     for parameter in backbone.parameters():
         nn.init.normal_(parameter)
@@ -218,7 +218,7 @@ def test_reads_checkpoints_of_the_old_spelling(dcn):
 
 @pytest.mark.parametrize("prefix", ["", "backbone."])
 @pytest.mark.parametrize(("dcn", "depth"), [("DCN", 18), ("DCNv2", 50)])
-def test_pretrained_files_of_the_old_spelling(dcn, depth, prefix, tmp_path):
+def test_pretrained_files_with_old_offset_names(dcn, depth, prefix, tmp_path):
     source, other = (ResNet(depth, base_channels=8, dcn=dict(type=dcn), stage_with_dcn=LAST_STAGES) for _ in range(2))
     for parameter in source.parameters():
         nn.init.normal_(parameter)
@@ -263,7 +263,7 @@ def test_trains(dcn, depth, with_cp):
 
 
 @pytest.mark.parametrize("cls", OWN)
-def test_copies_and_pickles(cls):
+def test_pickle_and_deepcopy(cls):
     layer, x = make(cls, 4, 4, 3), torch.randn(1, 4, 6, 6)
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert torch.equal(other(x), layer(x))

@@ -51,7 +51,7 @@ def batch(dims, side=None, channels=2):
         (dict(type=wrappers.Conv3d), 3),
     ],
 )
-def test_conv_cfg_decides(conv_cfg, dims):
+def test_conv_cfg_sets_the_dimensions(conv_cfg, dims):
     assert spatial_dims_of(conv_cfg) == dims
     assert layout(dims, 7).count(",") == 1 + dims
 
@@ -59,7 +59,7 @@ def test_conv_cfg_decides(conv_cfg, dims):
 @pytest.mark.parametrize("dims", [1, 2, 3])
 @pytest.mark.parametrize("cls", [ResNet, ResNetV1c, ResNetV1d])
 @pytest.mark.parametrize("depth", [18, 50])
-def test_every_layer_has_the_dimensions(dims, cls, depth):
+def test_every_layer_has_the_same_dimensions(dims, cls, depth):
     backbone = cls(depth, base_channels=4, **KINDS.get(dims, {}))
     conv, norm, max_pool, avg_pool = LAYERS[dims]
     assert backbone.spatial_dims == dims
@@ -83,7 +83,7 @@ def test_every_layer_has_the_dimensions(dims, cls, depth):
     leads=st.integers(1, 12),
     fold_norm=st.booleans(),
 )
-def test_outputs_are_as_described(dims, depth, cls, side, strides, dilations, leads, fold_norm):
+def test_outputs_match_feature_info(dims, depth, cls, side, strides, dilations, leads, fold_norm):
     backbone = small(
         cls, depth, dims, in_channels=leads, num_stages=3, strides=strides, dilations=dilations, out_indices=(0, 2),
         fold_norm=fold_norm,
@@ -95,7 +95,7 @@ def test_outputs_are_as_described(dims, depth, cls, side, strides, dilations, le
 
 
 @pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
-def test_a_signal_is_an_image_of_one_row(block):
+def test_signal_equals_an_image_of_one_row(block):
     """The 1D block computes what the 2D block does with the middle rows of its kernels."""
     signal = shake(ResLayer(block, 4, 4, 2, stride=2, avg_down=True, **SIGNALS)).eval()
     image = ResLayer(block, 4, 4, 2, stride=2, avg_down=True).eval()
@@ -110,7 +110,7 @@ def test_a_signal_is_an_image_of_one_row(block):
     torch.testing.assert_close(signal(x), image(x[:, :, None])[:, :, 0])
 
 
-def test_initialisation_draws_kaiming_weights():
+def test_kaiming_initialization():
     torch.manual_seed(0)
     backbone = small(base_channels=64, num_stages=1, strides=(1,), dilations=(1,), out_indices=(0,))
     backbone.init_weights()
@@ -162,7 +162,7 @@ def test_folding_differs_only_by_rounding(dims, cls, depth, monkeypatch):
 
 @pytest.mark.parametrize("dims", [1, 3])
 @pytest.mark.parametrize(("cls", "depth"), [(ResNet, 18), (ResNetV1d, 50)])
-def test_deployed_backbone_returns_the_same(dims, cls, depth):
+def test_deployed_backbone_is_close(dims, cls, depth):
     backbone = shake(small(cls, depth, dims)).double().eval()
     with torch.no_grad():
         expected = backbone(batch(dims).double())
@@ -192,7 +192,7 @@ def test_channels_last():
         (None, dict(type="BN1d"), "norm_cfg=dict(type='BN'), or conv_cfg=dict(type='Conv1d')"),
     ],
 )
-def test_norms_of_other_dimensions_are_refused_by_name(conv_cfg, norm_cfg, write):
+def test_norms_of_other_dimensions_are_rejected_by_name(conv_cfg, norm_cfg, write):
     message = f"norm_cfg={norm_cfg!r}.*{re.escape(f'Write {write}')}$"
     for build in (
         lambda: ResNet(18, conv_cfg=conv_cfg, norm_cfg=norm_cfg),
@@ -214,7 +214,7 @@ def test_norms_of_any_dimension(norm_cfg):
     ("dims", "shape", "expected"),
     [(1, (1, 2, 40, 40), r"\(N, 2, L\)"), (1, (1, 3, 40), r"\(N, 2, L\)"), (3, (1, 2, 40), r"\(N, 2, T, H, W\)")],
 )
-def test_input_of_another_shape_is_refused(dims, shape, expected):
+def test_input_of_another_shape_is_rejected(dims, shape, expected):
     with pytest.raises(ArgumentError, match=rf"x must have shape {expected}, got {re.escape(str(shape))}"):
         small(dims=dims)(torch.rand(shape))
 
@@ -240,7 +240,7 @@ def test_plugins_for_signals():
 
 
 @pytest.mark.parametrize("dims", [1, 3])
-def test_checkpoint_goes_round_and_does_not_mix_with_images(dims, tmp_path):
+def test_state_dict_round_trip_and_2d_checkpoints_are_rejected(dims, tmp_path):
     source = shake(small(dims=dims, in_channels=3))
     path = str(tmp_path / "weights.pth")
     torch.save(source.state_dict(), path)

@@ -27,7 +27,7 @@ def positions(features):
     {}, dict(momentum=None), dict(momentum=0.3, eps=0.1), dict(affine=False), dict(track_running_stats=False),
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("training", [True, False])
-def test_batch_norm_is_that_of_the_positions_alone(arguments, training):
+def test_batch_norm_uses_only_valid_positions(arguments, training):
     ours = nn.BatchNorm1d(4, **arguments).double()
     if ours.running_mean is not None:
         shake(ours)
@@ -50,7 +50,7 @@ def test_batch_norm_is_that_of_the_positions_alone(arguments, training):
         torch.testing.assert_close(one.grad, other.grad)
 
 
-def test_half_precision_is_normalised_in_single():
+def test_half_precision_is_normalized_in_single_precision():
     norm, x = shake(nn.BatchNorm1d(4)), padded(torch.bfloat16)
     with torch.no_grad():
         out = x.without_padding().apply(norm).features
@@ -59,7 +59,7 @@ def test_half_precision_is_normalised_in_single():
     torch.testing.assert_close(positions(out), expected.bfloat16())
 
 
-def test_other_layers_get_the_positions_and_compute_what_they_do():
+def test_other_layers_see_only_valid_positions():
     seen = []
 
     class Own(nn.BatchNorm1d):
@@ -76,6 +76,6 @@ def test_other_layers_get_the_positions_and_compute_what_they_do():
         torch.testing.assert_close(seen.pop(), positions(padded().features)[0].T)
 
 
-def test_a_single_position_has_no_variance():
+def test_single_position_is_rejected_in_train_mode():
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         padded(count=1)._replace(lengths=torch.tensor([1])).without_padding().apply(nn.BatchNorm1d(4).double())

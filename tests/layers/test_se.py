@@ -8,7 +8,7 @@ from resnet_backbone.errors import ArgumentError
 from resnet_backbone.layers import SELayer
 
 
-def test_weights_channels_by_what_the_image_says():
+def test_matches_the_formula():
     torch.manual_seed(0)
     layer, x = SELayer(16, ratio=4), torch.randn(2, 16, 5, 7)
     squeezed = x.mean((2, 3))
@@ -17,7 +17,7 @@ def test_weights_channels_by_what_the_image_says():
     torch.testing.assert_close(layer(x), x * weights[:, :, None, None])
 
 
-def test_parameters_are_those_of_mmdet():
+def test_parameter_names_match_mmdet():
     shapes = {name: tuple(value.shape) for name, value in SELayer(64).state_dict().items()}
     assert shapes == {
         "conv1.conv.weight": (4, 64, 1, 1),
@@ -35,7 +35,7 @@ def test_registered_as_a_plugin():
 
 
 @pytest.mark.parametrize(("depth", "position"), [(18, "after_conv2"), (50, "after_conv3")])
-def test_se_resnet_is_a_config_line(depth, position):
+def test_se_resnet_builds_from_a_config(depth, position):
     backbone = ResNet(
         depth, base_channels=8, plugins=[dict(cfg=dict(type="SELayer", ratio=4), position=position)]
     ).train()
@@ -47,11 +47,11 @@ def test_se_resnet_is_a_config_line(depth, position):
     sum(level.sum() for level in backbone(torch.randn(2, 3, 32, 32))).backward()
 
 
-def test_ratio_may_be_numpys():
+def test_ratio_can_be_a_numpy_scalar():
     assert SELayer(8, ratio=np.int64(2)).conv1.out_channels == 4
 
 
-def test_one_activation_config_serves_both():
+def test_one_activation_config_is_used_twice():
     layer = SELayer(8, ratio=2, act_cfg=dict(type="Sigmoid"), conv_cfg=dict(type="Conv2d"))
     assert [type(conv.activate).__name__ for conv in (layer.conv1, layer.conv2)] == ["Sigmoid", "Sigmoid"]
 
@@ -69,6 +69,6 @@ def test_one_activation_config_serves_both():
         (dict(channels=8, ratio=2, act_cfg=7), "act_cfg of SELayer"),
     ],
 )
-def test_refuses(arguments, message):
+def test_rejects(arguments, message):
     with pytest.raises(ArgumentError, match=message):
         SELayer(**arguments)

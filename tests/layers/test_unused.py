@@ -36,7 +36,7 @@ ARGUMENTS = [
 
 
 @pytest.mark.parametrize("arguments", ARGUMENTS)
-def test_bits_are_those_without_a_process_group(arguments, request):
+def test_results_are_bit_identical_without_a_process_group(arguments, request):
     x = torch.rand(2, 3, 32, 32)
     alone, wrapped = small(**arguments), small(**arguments)
     two_steps(alone, x)
@@ -67,7 +67,7 @@ def test_unused_gradients_stay_none_with_find_unused_parameters(process_group):
     assert all((p.grad is None) == name.startswith("layer3") for name, p in backbone.named_parameters())
 
 
-def test_a_stage_that_is_used_elsewhere_keeps_its_gradients(request):
+def test_stage_used_elsewhere_keeps_its_gradients(request):
     class Detector(torch.nn.Module):
         """Runs the last stage as a head, as detectors of the C4 kind do."""
 

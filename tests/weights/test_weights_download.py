@@ -97,7 +97,7 @@ def nothing_but(hub_dir, *names):
     return sorted(path.name for path in hub_dir.iterdir() if path.is_file()) == sorted(names)
 
 
-def test_fetches_once_into_torch_hubs_cache(server, hub_dir):
+def test_file_is_downloaded_once(server, hub_dir):
     path = fetch(server.url(), progress=False)
     assert path == hub_dir / NAME
     assert path.read_bytes() == CONTENT
@@ -106,14 +106,14 @@ def test_fetches_once_into_torch_hubs_cache(server, hub_dir):
     assert nothing_but(hub_dir, NAME)
 
 
-def test_dropped_transfer_is_tried_again(server, hub_dir):
+def test_interrupted_download_is_retried(server, hub_dir):
     server.drops = [300_000, 200_000]
     assert fetch(server.url(), progress=False).read_bytes() == CONTENT
     assert len(server.requests) == 3
     assert nothing_but(hub_dir, NAME)
 
 
-def test_stalled_transfer_is_tried_again(server, hub_dir, monkeypatch):
+def test_stalled_download_is_retried(server, hub_dir, monkeypatch):
     monkeypatch.setattr(module, "TIMEOUT", 0.3)
     server.drops, server.stall = [300_000], 5
     assert fetch(server.url(), progress=False).read_bytes() == CONTENT
@@ -121,7 +121,7 @@ def test_stalled_transfer_is_tried_again(server, hub_dir, monkeypatch):
     assert nothing_but(hub_dir, NAME)
 
 
-def test_server_that_never_delivers(server, hub_dir):
+def test_unresponsive_server(server, hub_dir):
     server.drops = [0] * 20
     with pytest.raises(DownloadError, match="0 of 1048576 bytes") as caught:
         fetch(server.url(), progress=False)
@@ -168,7 +168,7 @@ def check(path):
     ],
     ids=["length too small", "cut, of unknown length", "in another character encoding"],
 )
-def test_file_that_no_hash_vouches_for_is_read_before_it_is_kept(headers, content, server, hub_dir):
+def test_file_without_a_hash_is_read_before_caching(headers, content, server, hub_dir):
     server.headers, server.content = headers, content
     url = server.url("model.pth")
     with pytest.raises(DamagedError) as caught:
@@ -179,7 +179,7 @@ def test_file_that_no_hash_vouches_for_is_read_before_it_is_kept(headers, conten
     assert fetch(url, progress=False, check=check).read_bytes() == CONTENT
 
 
-def test_length_too_large_is_tried_again_and_given_up(server, hub_dir):
+def test_wrong_length_is_retried_then_raises(server, hub_dir):
     server.headers = {"Content-Length": str(2 * len(CONTENT)), "Connection": "close"}
     with pytest.raises(DownloadError, match="ended after 1048576 of 2097152 bytes"):
         fetch(server.url(), progress=False)
@@ -195,7 +195,7 @@ def test_encoded_body(server, hub_dir):
     assert nothing_but(hub_dir)
 
 
-def test_tokens_are_not_repeated(server):
+def test_tokens_are_not_in_messages(server):
     server.failures = [404, 404]
     for url in (server.url("model.pth?token=secret"), server.url().replace("http://", "http://user:secret@")):
         with pytest.raises(DownloadError, match="model") as caught:
@@ -204,18 +204,18 @@ def test_tokens_are_not_repeated(server):
 
 
 @pytest.mark.parametrize("url", ["http://[", "http://[::1/model.pth"])
-def test_url_that_is_none(url):
+def test_invalid_url(url):
     with pytest.raises(ArgumentError, match="is not a URL"):
         fetch(url)
 
 
-def test_passing_failures_are_tried_again(server):
+def test_transient_errors_are_retried(server):
     server.failures = [503, 429, 500]
     assert fetch(server.url(), progress=False).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("code", [403, 404, 410, 416])
-def test_final_failures_are_not(code, server, hub_dir):
+def test_permanent_errors_are_not_retried(code, server, hub_dir):
     server.failures = [code]
     with pytest.raises(DownloadError, match=f"HTTP {code}"):
         fetch(server.url(), progress=False)
@@ -240,25 +240,25 @@ def test_given_hash(server, hub_dir):
     assert path.exists()
 
 
-def test_damaged_file_in_the_cache_is_fetched_again(server, hub_dir):
+def test_damaged_cached_file_is_downloaded_again(server, hub_dir):
     hub_dir.mkdir(parents=True)
     (hub_dir / NAME).write_bytes(CONTENT[:1000])
     assert fetch(server.url(), progress=False).read_bytes() == CONTENT
 
 
-def test_web_page_in_place_of_the_file(server, hub_dir):
+def test_web_page_instead_of_the_file(server, hub_dir):
     server.content = b"<!DOCTYPE html><html>Please log in</html>"
     with pytest.raises(DownloadError, match="web page"):
         fetch(server.url("model.pth"), progress=False)
     assert nothing_but(hub_dir)
 
 
-def test_nobody_there():
+def test_connection_rejected():
     with pytest.raises(DownloadError, match="refused"):
         fetch("http://127.0.0.1:9/model.pth", progress=False)
 
 
-def test_same_name_of_two_files(server):
+def test_two_files_with_the_same_name(server):
     assert cached_path(server.url("MSRA/R-50.pkl")) != cached_path(server.url("torchvision/R-50.pkl"))
     assert cached_path(server.url("MSRA/R-50.pkl")).name.endswith(".pkl")
 
@@ -305,7 +305,7 @@ def test_two_threads_at_once(server, hub_dir):
     assert len(server.requests) == 1
 
 
-def test_cache_that_only_others_may_write_to(server, monkeypatch):
+def test_read_only_cache(server, monkeypatch):
     path = fetch(server.url(), progress=False)
 
     def forbidden(*_, **__):
@@ -330,7 +330,7 @@ def test_full_disk_is_not_retried(server, hub_dir):
 
 
 @pytest.mark.parametrize("url", ["http:///model.pth", "http://127.0.0.1:port/model.pth"])
-def test_senseless_url_is_not_tried_again(url, monkeypatch):
+def test_malformed_url_is_not_retried(url, monkeypatch):
     monkeypatch.setattr(module.time, "sleep", lambda seconds: pytest.fail("tried again"))
     with pytest.raises(DownloadError, match=f"{url} cannot be downloaded"):
         fetch(url, progress=False)

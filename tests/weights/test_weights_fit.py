@@ -72,7 +72,7 @@ def refused(snapshot):
         (18, dict(depth=18, norm_cfg=dict(type="GN", num_groups=4)), "batch norm, with running statistics"),
     ],
 )
-def test_another_network(depth, backbone, message, file, refused):
+def test_different_network(depth, backbone, message, file, refused):
     refused(ResNet(**{"base_channels": 8, **backbone}), file(depth), message)
 
 
@@ -83,7 +83,7 @@ def test_another_network(depth, backbone, message, file, refused):
         ("wide_resnet50_2", "this file is a Wide ResNet-50-2; the backbone is a ResNet-50"),
     ],
 )
-def test_a_wider_network(model, message, refused):
+def test_wider_network(model, message, refused):
     with torch.device("meta"):
         saved = torchvision.models.get_model(model).state_dict()
     refused(ResNet(depth=50), saved, message)
@@ -95,7 +95,7 @@ def test_deep_stems(refused):
     refused(ResNetV1c(depth=18, base_channels=8), saved, "average before they project; the config says avg_down=False")
 
 
-def test_group_norm_is_no_folded_batch_norm(refused):
+def test_group_norm_is_not_a_folded_batch_norm(refused):
     saved = narrow(18, norm_cfg=dict(type="GN", num_groups=4)).state_dict()
     refused(narrow(18), saved, "no running statistics, so they are group norm")
 
@@ -119,7 +119,7 @@ def test_other_shape_is_listed(file, refused):
     assert "layer3.1.bn1.bias: (7,) in the file, (32,) in the backbone" in str(report)
 
 
-def test_what_the_backbone_lacks_inside_its_stages_is_an_error(file, refused):
+def test_unexpected_parameter_in_a_stage_is_an_error(file, refused):
     path = file(change=lambda state: state.update({"layer1.0.se.fc1.weight": torch.rand(4, 8, 1, 1)}))
     refused(narrow(18), path, r"the backbone lacks layer1\.0\.se\.fc1\.weight")
     report = load_pretrained(narrow(18), path, strict=False)
@@ -155,7 +155,7 @@ def test_nan_and_inf(value, strict, file, refused):
     )
 
 
-def test_nan_in_what_is_not_loaded_does_no_harm(file):
+def test_nan_in_unused_parameters_is_ignored(file):
     path = file(change=lambda state: state.update({"fc.bias": torch.full((10,), torch.nan)}))
     assert load_pretrained(narrow(18), path).loaded
 
@@ -175,14 +175,14 @@ def test_integer_weights(file, refused):
         (lambda w: torch.full_like(w, torch.nan).to(torch.float8_e4m3fn), torch.float32, "holds NaN or Inf"),
     ],
 )
-def test_tensors_without_usable_numbers(change, dtype, message, strict, file, refused):
+def test_tensors_with_invalid_values(change, dtype, message, strict, file, refused):
     name = "layer2.0.conv1.weight"
     path = file(change=lambda state: state.update({name: change(state[name])}))
     refused(narrow(18).to(dtype), path, f"{name} {message}", strict=strict)
 
 
 @pytest.mark.parametrize("make", [torch.Tensor.to_sparse, lambda w: torch.nested.nested_tensor([w[0, 0], w[0, 0, :2]])])
-def test_tensors_that_are_no_layers_weights(make, file, refused):
+def test_sparse_and_nested_tensors(make, file, refused):
     name = "layer2.0.conv2.weight"
     refused(
         narrow(18),
@@ -199,7 +199,7 @@ def test_narrow_dtypes(file, states):
     assert torch.equal(backbone.layer2[0].conv1.weight, value.float())
 
 
-def test_number_of_batches_as_a_vector(file):
+def test_num_batches_tracked_as_a_vector(file):
     path = file(change=lambda state: state.update({"bn1.num_batches_tracked": torch.tensor([5])}))
     backbone = narrow(18)
     load_pretrained(backbone, path)
@@ -207,12 +207,12 @@ def test_number_of_batches_as_a_vector(file):
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_deployed_backbone_takes_no_norm_layers(strict, file, refused):
+def test_deployed_backbone_rejects_training_weights(strict, file, refused):
     deployed = narrow(18).eval().switch_to_deploy()
     refused(deployed, file(), r"load it before switch_to_deploy\(\)", strict=strict)
 
 
-def test_deployed_backbone_takes_a_deployed_one(shake, relative_difference):
+def test_deployed_backbone_loads_deployed_weights(shake, relative_difference):
     source = shake(narrow(18)).switch_to_deploy()
     saved = source.state_dict()
     deployed, ordinary = (
@@ -225,12 +225,12 @@ def test_deployed_backbone_takes_a_deployed_one(shake, relative_difference):
         assert relative_difference(backbone(x), source(x)) < 1e-5
 
 
-def test_backbone_without_memory(file):
+def test_backbone_on_the_meta_device(file):
     with pytest.raises(MismatchError, match=r"no memory for conv1\.weight.*meta device.*to_empty"):
         load_pretrained(narrow(18).to("meta"), file())
 
 
-def test_failure_while_copying_is_undone(file, snapshot, monkeypatch):
+def test_failure_while_copying_is_rolled_back(file, snapshot, monkeypatch):
     backbone = narrow(18)
     unchanged = snapshot(backbone)
     broken = {"layer4.1.bn2.bias"}
@@ -263,7 +263,7 @@ def test_in_channels(channels, file, states):
     torch.testing.assert_close(backbone.conv1.weight, expected)
 
 
-def test_grey_image_gives_the_features_of_its_rgb_copy(file, relative_difference, shake):
+def test_gray_image_matches_its_rgb_copy(file, relative_difference, shake):
     model = shake(narrow(18))
     saved = model.state_dict()
     grey = narrow(18, in_channels=1)
@@ -291,7 +291,7 @@ class Offsets(nn.Conv2d):
         self.conv_offset = nn.Conv2d(self.in_channels, 2, 1)
 
 
-def test_parts_that_files_never_have(file):
+def test_missing_plugins_and_offsets_are_allowed(file):
     context = dict(cfg=dict(type="ContextBlock", ratio=1 / 4), position="after_conv3")
     backbone = narrow(50, plugins=[context])
     block = backbone.layer3[0]
@@ -304,7 +304,7 @@ def test_parts_that_files_never_have(file):
     assert "new " in str(report)
 
 
-def test_parts_that_files_never_have_are_loaded_where_one_has_them():
+def test_plugins_in_the_file_are_loaded():
     context = dict(cfg=dict(type="ContextBlock", ratio=1 / 4), position="after_conv3")
     source = narrow(50, plugins=[context])
     saved = source.state_dict()
@@ -313,7 +313,7 @@ def test_parts_that_files_never_have_are_loaded_where_one_has_them():
     assert len(report.loaded) == len(source.state_dict())
 
 
-def test_nothing_fits_even_without_strict(refused):
+def test_no_match_is_an_error_without_strict(refused):
     saved = {"layer1.0.conv1.weight": torch.rand(3, 3, 3, 3)}
     refused(narrow(18), saved, "nothing of .* matches", strict=False)
 
@@ -326,7 +326,7 @@ def test_half_precision_file_and_backbone(file, states):
     torch.testing.assert_close(backbone.conv1.weight, states[18]["conv1.weight"].half().double())
 
 
-def test_frozen_and_training_stay_as_they_were(file):
+def test_frozen_and_training_state_is_kept(file):
     backbone = narrow(18, frozen_stages=1).train()
     load_pretrained(backbone, file())
     assert backbone.training
@@ -334,7 +334,7 @@ def test_frozen_and_training_stay_as_they_were(file):
     assert backbone.layer2[0].conv1.weight.requires_grad
 
 
-def test_torchvisions_own_model_is_a_backbone_too():
+def test_torchvision_model_as_the_backbone():
     model, state = torchvision.models.resnet18(), torchvision.models.resnet18().state_dict()
     report = load_pretrained(model, state)
     assert torch.equal(model.fc.weight, state["fc.weight"])
@@ -373,7 +373,7 @@ def test_caffe_weights_in_a_pytorch_backbone(tmp_path):
     assert not load_pretrained(narrow(50, style="caffe"), caffe_file(tmp_path)).warnings
 
 
-def test_folded_weights_must_not_train_their_statistics(tmp_path):
+def test_folded_weights_with_trained_statistics_warn(tmp_path):
     report = load_pretrained(narrow(50, style="caffe", norm_eval=False), caffe_file(tmp_path))
     assert any("folded" in warning for warning in report.warnings)
 
@@ -385,7 +385,7 @@ def test_pytorch_weights_in_a_caffe_backbone(file):
     assert not load_pretrained(narrow(18, style="caffe"), file(18)).warnings
 
 
-def test_report_reads_well(file):
+def test_report_as_text(file):
     report = load_pretrained(narrow(18), file())
     assert isinstance(report, LoadReport)
     text = str(report)
@@ -412,7 +412,7 @@ def test_wrong_arguments(file, tmp_path):
         load_pretrained(narrow(18), tmp_path / "model.pth", sha256="12345678")
 
 
-def test_errors_about_files_are_no_assertions(file):
+def test_file_errors_are_not_assertion_errors(file):
     with pytest.raises(MismatchError) as caught:
         load_pretrained(narrow(50), file())
     assert isinstance(caught.value, RuntimeError)

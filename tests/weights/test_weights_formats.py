@@ -467,20 +467,20 @@ def test_resnet_vd(scheme, depth, check, shake, image):
             load_pretrained(ResNetV1d(depth=depth, base_channels=8), renamed(source, rename(depth)))
 
 
-def test_a_backbone_with_a_projection_refuses_a_file_without():
+def test_file_without_the_projection_is_rejected():
     with pytest.raises(MismatchError, match="projection_shortcut=False"):
         load_pretrained(
             ResNet(depth=18, base_channels=8, projection_shortcut=True), ResNet(depth=18, base_channels=8).state_dict()
         )
 
 
-def test_long_stages_of_paddledetection():
+def test_paddledetection_stages_with_many_blocks():
     rename = scheme_of("PaddleDetection").rename
     assert rename("res4.res4a.branch2a.conv.weight") == "layer3.0.conv1.weight"
     assert rename("res4.res4b22.branch2c.norm._mean") == "layer3.22.norm3.running_mean"
 
 
-def test_names_of_paddles_stems_and_long_stages():
+def test_paddle_names_of_stems_and_long_stages():
     rename = scheme_of("Paddle, static graph").rename
     assert rename("conv1_weights") == "stem.conv1.weight"
     assert rename("bn_conv1_offset") == "stem.norm1.bias"
@@ -576,7 +576,7 @@ def test_volumes(rename, label, depth, shake, relative_difference):
     assert relative_difference(features(backbone, x), features(source, x)) < 1e-5
 
 
-def test_pytorchvideos_pooling_between_stages(shake):
+def test_pytorchvideo_pooling_between_stages(shake):
     # C2D and I3D have a pooling behind the first stage, which counts as a block.
     source = shake(ResNet(depth=50, **VOLUMES))
     state = renamed(
@@ -591,7 +591,7 @@ def test_pytorchvideos_pooling_between_stages(shake):
     ("make", "scheme"),
     [("r3d_18", "torchvision's video ResNets"), ("mc3_18", "torchvision's video ResNets")],
 )
-def test_video_networks_with_other_stems_are_refused_by_shape(make, scheme):
+def test_video_networks_with_other_stems_are_rejected_by_shape(make, scheme):
     state = getattr(torchvision.models.video, make)().state_dict()
     with pytest.raises(MismatchError, match=r"conv1\.weight"):
         load_pretrained(ResNet(depth=18, conv_cfg=dict(type="Conv3d"), norm_cfg=dict(type="BN3d")), state)
@@ -625,7 +625,7 @@ def test_timms_bit_is_named():
         load_pretrained(ResNet(depth=50), state)
 
 
-def test_many_networks_are_listed_in_part():
+def test_list_of_many_networks_is_shortened():
     state = {f"net{number}.layer1.0.conv1.weight": torch.zeros(1, 1, 1, 1) for number in range(10_000)}
     with pytest.raises(CheckpointError, match=r"10000 networks.* and 9990 more") as caught:
         load_pretrained(ResNet(depth=18, base_channels=8), state)
@@ -634,7 +634,7 @@ def test_many_networks_are_listed_in_part():
         load_pretrained(ResNet(depth=18, base_channels=8), state, prefix="net77.")
 
 
-def test_keys_that_are_no_names_are_left_out(shake):
+def test_keys_that_are_not_parameter_names_are_ignored(shake):
     source = shake(ResNet(depth=18, base_channels=8))
     state = {**source.state_dict(), "\x1b[2Jlayer1": torch.zeros(2), "layer1.0." + "x" * 10_000: torch.zeros(2)}
     report = load_pretrained(ResNet(depth=18, base_channels=8), state)
@@ -698,9 +698,7 @@ def test_two_networks_of_one_kind_need_a_prefix(shake, image, torchvision_levels
         load_pretrained(ResNet(depth=18), source, prefix="up")
 
 
-def test_two_state_dicts_are_told_apart_by_the_keys_that_lead_to_them(
-    shake, image, torchvision_levels, check, tmp_path
-):
+def test_two_state_dicts_need_a_prefix(shake, image, torchvision_levels, check, tmp_path):
     models = {name: shake(torchvision.models.resnet18(), seed) for seed, name in enumerate(("first", "second"))}
     source = {"nets": {name: model.state_dict() for name, model in models.items()}}
     with pytest.raises(CheckpointError, match=r"under the prefixes 'nets\.first\.', 'nets\.second\.': say which"):
@@ -710,7 +708,7 @@ def test_two_state_dicts_are_told_apart_by_the_keys_that_lead_to_them(
         check(ResNet(depth=18), source, levels, prefix=f"nets.{name}")
 
 
-def test_one_state_dict_at_several_places_is_one_network(shake, image, torchvision_levels, check):
+def test_shared_state_dict_is_one_network(shake, image, torchvision_levels, check):
     model = shake(torchvision.models.resnet18())
     state = dict(model.state_dict())
     checkpoint = {"best": state, "last": state}

@@ -81,7 +81,7 @@ def test_compiled_blocks(state):
     assert torch.equal(backbone.layer1[0].conv1.weight, state["layer1.0.conv1.weight"])
 
 
-def test_two_backbones_are_named(state):
+def test_several_backbones_are_rejected(state):
     pair = nn.ModuleDict(dict(teacher=ResNet(**NARROW), student=ResNet(**NARROW)))
     before = copy.deepcopy(pair.state_dict())
     with pytest.raises(ArgumentError, match="several: teacher, student"):
@@ -91,7 +91,7 @@ def test_two_backbones_are_named(state):
     assert holds(pair.teacher, state)
 
 
-def test_compiled_deployed_backbone_refuses_as_load_state_dict_does(source):
+def test_compiled_deployed_backbone_cannot_be_loaded(source):
     deployed = source.switch_to_deploy()
     backbone = ResNet(**NARROW).switch_to_deploy()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
@@ -115,7 +115,7 @@ def test_state_dict_as_the_source(kind, state):
     assert report.source == "the state dict"
 
 
-def test_state_dict_is_not_changed(state):
+def test_state_dict_is_not_modified(state):
     before = copy.deepcopy(state)
     load_pretrained(ResNet(**NARROW, in_channels=6), state)
     assert all(torch.equal(state[name], before[name]) for name in before)
@@ -150,7 +150,7 @@ def test_sharded_tensors_are_named(process_group, state):
         load_pretrained(fsdp.fully_shard(ResNet(**NARROW), mesh=mesh), state)
 
 
-def test_quantised_tensors_are_named(state):
+def test_quantized_tensors_are_named(state):
     name = "layer2.0.conv1.weight"
     quantised = torch.quantize_per_tensor(state[name], 0.1, 0, torch.qint8)
     with pytest.raises(CheckpointError, match=f"{name} is quantised"):
@@ -171,7 +171,7 @@ def test_arrays_of_other_layouts(change, state):
     assert holds(backbone, state)
 
 
-def test_long_keys_that_are_no_names(state):
+def test_long_keys_are_handled_quickly(state):
     long = {"layer1.0." + "downsample.1." * 37 + str(number): torch.zeros(1) for number in range(5_000)}
     with_dots = {"0." * 140 + str(number): torch.zeros(1) for number in range(5_000)}
     assert len(load_pretrained(ResNet(**NARROW), {**state, **long, **with_dots}).loaded) == len(state)
@@ -195,7 +195,7 @@ def averaged(state, other):
 
 
 @pytest.mark.parametrize("name", averaged({}, {}))
-def test_averaged_weights_come_first(name, state, shake):
+def test_averaged_weights_are_preferred(name, state, shake):
     checkpoint, place = averaged(state, shake(ResNet(**NARROW), seed=4).state_dict())[name]
     backbone = ResNet(**NARROW)
     report = load_pretrained(backbone, checkpoint)
@@ -206,7 +206,7 @@ def test_averaged_weights_come_first(name, state, shake):
         assert repr(place) in str(report)
 
 
-def test_mmengine_swaps_the_averaged_weights(state, shake):
+def test_averaged_weights_swapped_by_mmengine(state, shake):
     other = shake(ResNet(**NARROW), seed=4).state_dict()
     backbone = ResNet(**NARROW)
     report = load_pretrained(backbone, {"meta": {}, "state_dict": state, "ema_state_dict": other})
@@ -231,14 +231,14 @@ def test_red_is_copied(state):
     assert "3 from 0, 4 from 0" in change
 
 
-def test_red_is_where_the_weights_have_it(shake):
+def test_red_channel_of_bgr_weights(shake):
     config = "model = dict(data_preprocessor=dict(mean=[103., 116., 123.], std=[1., 1., 1.], bgr_to_rgb=False))"
     state = shake(ResNet(**NARROW)).state_dict()
     weight, _ = first(4, {"state_dict": state, "meta": {"cfg": config}}, input_channels="red")
     assert torch.equal(weight[:, 3], state["conv1.weight"][:, 2])
 
 
-def test_zeros_leave_the_features_as_they_were(state, source, relative_difference):
+def test_zeros_leave_the_features_unchanged(state, source, relative_difference):
     backbone = ResNet(**NARROW, in_channels=5)
     load_pretrained(backbone, state, input_channels="zeros")
     image = torch.randn(1, 5, 32, 32)
@@ -260,7 +260,7 @@ def test_three_of_thirteen_bands(shake):
     assert torch.equal(weight, state["conv1.weight"][:, [3, 2, 1]])
 
 
-def test_order_of_colours_can_be_turned_round(state, source, relative_difference):
+def test_color_order_can_be_reversed(state, source, relative_difference):
     backbone = ResNet(**NARROW)
     load_pretrained(backbone, state, input_channels={0: "blue", 1: "green", 2: "red"})
     image = torch.randn(1, 3, 32, 32)
@@ -268,7 +268,7 @@ def test_order_of_colours_can_be_turned_round(state, source, relative_difference
 
 
 @pytest.mark.parametrize("value", ["average", 3, {}, {0: "infrared"}, {-1: 0}, {0: -1}, {"red": 0}, None])
-def test_input_channels_that_are_none(value, state):
+def test_invalid_input_channels(value, state):
     with pytest.raises(ArgumentError, match="input_channels"):
         load_pretrained(ResNet(**NARROW), state, input_channels=value)
 
@@ -311,7 +311,7 @@ OF_MODEL = f"model = dict(data_preprocessor=dict({BGR}, bgr_to_rgb=False))"
         (f"train_pipeline = [dict(type='Resize'), dict(type='Normalize', {BGR}, to_rgb=False)]", "config", False),
     ],
 )
-def test_images_as_the_files_config_says(config, key, rgb, state):
+def test_preprocessing_from_the_config_in_the_file(config, key, rgb, state):
     preprocessing, basis = images(saved(config, state, key))
     assert preprocessing.bgr_to_rgb is rgb
     assert basis == "file"
@@ -332,7 +332,7 @@ def test_images_as_the_files_config_says(config, key, rgb, state):
         7,
     ],
 )
-def test_configs_that_say_nothing(config, state):
+def test_configs_without_preprocessing(config, state):
     assert images(saved(config, state)) == (None, None)
 
 
@@ -351,14 +351,14 @@ def test_malformed_provenance(provenance, state):
     assert (report.preprocessing, report.style) == (None, None)
 
 
-def test_what_is_only_usual_is_not_stated_as_a_fact(state):
+def test_conventional_preprocessing_is_marked(state):
     preprocessing, basis = images(state)
     assert preprocessing.bgr_to_rgb
     assert basis == "convention"
     assert "the file does not say" in str(load_pretrained(ResNet(**NARROW), state))
 
 
-def test_thirteen_bands_are_no_imagenet(shake):
+def test_no_preprocessing_for_thirteen_bands(shake):
     state = shake(ResNet(**NARROW, in_channels=13)).state_dict()
     assert images(state, in_channels=13) == (None, None)
 
@@ -378,12 +378,12 @@ def detectron2(state):
         ({"pixel_mean": torch.tensor([127.0, 127.0, 127.0]), "pixel_std": torch.ones(3)}, False, "convention"),
     ],
 )
-def test_detectron2s_means_tell_rgb_from_bgr(extra, rgb, basis, state):
+def test_detectron2_pixel_mean_gives_the_color_order(extra, rgb, basis, state):
     preprocessing, said = images({"model": {**detectron2(state), **extra}})
     assert (preprocessing.bgr_to_rgb, said) == (rgb, basis)
 
 
-def test_detectron2s_conversions_of_torchvisions_weights(state):
+def test_detectron2_conversion_of_torchvision_weights(state):
     report = load_pretrained(ResNet(**NARROW), {"model": detectron2(state), "__author__": "torchvision"})
     assert report.preprocessing.bgr_to_rgb
     assert (report.preprocessing_basis, report.style) == ("file", "pytorch")
@@ -393,7 +393,7 @@ def test_detectron2s_conversions_of_torchvisions_weights(state):
 
 
 @pytest.mark.parametrize("name", ["resnetaa50_a1h_in1k.pth", "resnetblur50.bt_in1k.pth", "seresnextaa101d.pth"])
-def test_anti_aliased_networks_are_refused(name, state, tmp_path):
+def test_anti_aliased_networks_are_rejected(name, state, tmp_path):
     torch.save(state, tmp_path / name)
     backbone = ResNet(**NARROW)
     with pytest.raises(MismatchError, match="anti-aliased"):
@@ -406,7 +406,7 @@ def test_anti_aliased_networks_are_refused(name, state, tmp_path):
 GN = dict(**NARROW, norm_cfg=dict(type="GN", num_groups=4))
 
 
-def test_weight_standardisation_is_told_by_the_files_name(tmp_path):
+def test_weight_standardization_from_the_file_name(tmp_path):
     path = tmp_path / "resnet50_gn_ws-15beedd8.pth"
     torch.save(ResNet(**GN, conv_cfg=dict(type="ConvWS")).state_dict(), path)
     with pytest.raises(MismatchError, match=r"conv_cfg=dict\(type='ConvWS'\)"):
@@ -414,14 +414,14 @@ def test_weight_standardisation_is_told_by_the_files_name(tmp_path):
     assert not load_pretrained(ResNet(**GN, conv_cfg=dict(type="ConvWS")), path).warnings
 
 
-def test_weight_standardisation_is_told_by_the_files_config():
+def test_weight_standardization_from_the_config():
     config = "model = dict(backbone=dict(type='ResNet', depth=18, conv_cfg=dict(type='ConvWS')))"
     checkpoint = saved(config, ResNet(**GN).state_dict())
     with pytest.raises(MismatchError, match="ConvWS"):
         load_pretrained(ResNet(**GN), checkpoint)
 
 
-def test_differences_that_the_files_config_tells(state):
+def test_differences_from_the_config(state):
     config = "model = dict(backbone=dict(type='ResNetV1c', depth=18, dilations=(1, 1, 2, 4), strides=(1, 2, 1, 1)))"
     checkpoint = saved(config, state)
     warnings = load_pretrained(ResNet(**NARROW), checkpoint).warnings
@@ -436,12 +436,12 @@ def test_differences_that_the_files_config_tells(state):
 
 
 @pytest.mark.parametrize("value", ["3", "{}", "()", "'abc'", "dilations", "((1,), 2)"])
-def test_configs_that_make_no_sense(value, state):
+def test_malformed_configs(value, state):
     config = f"model = dict(backbone=dict(type='ResNet', strides={value}, dilations={value}, conv_cfg={value}))"
     assert load_pretrained(ResNet(**NARROW), saved(config, state)).loaded
 
 
-def test_style_that_the_files_config_tells():
+def test_style_from_the_config():
     config = "model = dict(backbone=dict(type='ResNet', depth=50, style='caffe'))"
     backbone = ResNet(depth=50, base_channels=8)
     report = load_pretrained(backbone, saved(config, ResNet(depth=50, base_channels=8).state_dict()))
@@ -449,7 +449,7 @@ def test_style_that_the_files_config_tells():
     assert len(report.warnings) == 1
 
 
-def test_timms_d_variants_in_a_dilated_backbone(shake):
+def test_timm_d_variant_in_a_dilated_backbone(shake):
     timms = {"stem.0": "conv1.0", "stem.1": "conv1.1", "stem.3": "conv1.3", "stem.4": "conv1.4", "stem.6": "conv1.6"}
     state = {}
     for name, value in shake(ResNetV1d(**NARROW)).state_dict().items():

@@ -32,7 +32,7 @@ def checkpoint():
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_reads_a_runners_file_whole(tmp_path, checkpoint, legacy):
+def test_reads_all_of_a_runner_checkpoint(tmp_path, checkpoint, legacy):
     path = tmp_path / "iter_3.pth"
     torch.save(checkpoint, path, _use_new_zipfile_serialization=not legacy)
     found = CheckpointLoader.load_checkpoint(str(path), "cpu", logger=None)
@@ -57,7 +57,7 @@ def test_home_is_expanded(tmp_path, checkpoint, monkeypatch):
     assert torch.equal(module.weight, checkpoint["state_dict"]["weight"])
 
 
-def test_mmengine_reads_what_it_can(tmp_path, monkeypatch):
+def test_mmengine_is_preferred(tmp_path, monkeypatch):
     path = tmp_path / "plain.pth"
     torch.save({"weight": torch.ones(2)}, path)
     monkeypatch.setattr(runner_files, "read_runner_file", lambda *_: pytest.fail("not asked"))
@@ -66,7 +66,7 @@ def test_mmengine_reads_what_it_can(tmp_path, monkeypatch):
         CheckpointLoader.load_checkpoint(str(tmp_path / "none.pth"), "cpu", logger=None)
 
 
-def test_installs_itself_once(caplog):
+def test_is_installed_once(caplog):
     before = CheckpointLoader._get_checkpoint_loader("a/path.pth")
     read_runner_files()
     assert CheckpointLoader._get_checkpoint_loader("a/path.pth") is before
@@ -93,7 +93,7 @@ class Calls:
     ],
     ids=["function", "private", "attribute", "config", "logger"],
 )
-def test_refuses_by_name_what_the_runner_does_not_save(tmp_path, checkpoint, value, names, capsys):
+def test_unknown_objects_are_rejected_by_name(tmp_path, checkpoint, value, names, capsys):
     path = tmp_path / "iter_3.pth"
     torch.save({**checkpoint, "more": value}, path)
     with pytest.raises(UnsafeCheckpointError, match=f"iter_3.pth.*{names}.*TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
@@ -111,7 +111,7 @@ class Log:
         return HistoryBuffer, (), self.state
 
 
-def test_a_log_changes_nothing_but_itself(tmp_path):
+def test_reading_a_log_does_not_modify_its_class(tmp_path):
     path = tmp_path / "iter_3.pth"
     before = dict(HistoryBuffer._statistics_methods), dict(vars(HistoryBuffer))
     methods = {"mean": HistoryBuffer.min, "current": HistoryBuffer.max, "more": HistoryBuffer.mean}
@@ -133,7 +133,7 @@ def test_a_log_changes_nothing_but_itself(tmp_path):
         dict(max_length="10"),
     ],
 )
-def test_a_log_that_is_not_one_is_refused(state, tmp_path):
+def test_malformed_log_is_rejected(state, tmp_path):
     torch.save(Log(**state), tmp_path / "iter_3.pth")
     with pytest.raises(CheckpointError, match="log"):
         read_runner_file(tmp_path / "iter_3.pth")
@@ -154,7 +154,7 @@ def test_logs_are_read_bit_for_bit(tmp_path, checkpoint):
             assert values.tobytes() == other.tobytes()
 
 
-def test_plain_pickle_is_no_way_round(tmp_path):
+def test_plain_pickle_is_rejected(tmp_path):
     path = tmp_path / "iter_3.pth"
     path.write_bytes(pickle.dumps(Calls(print, "hostile")))
     with pytest.raises(UnsafeCheckpointError, match="print"):

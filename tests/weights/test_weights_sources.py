@@ -123,7 +123,7 @@ def test_init_weights_with_pretrained(path, state):
     assert holds(backbone, state)
 
 
-def test_inside_a_detector(path, state):
+def test_backbone_of_a_detector(path, state):
     class Detector(BaseModel):
         def __init__(self):
             super().__init__(init_cfg=dict(type="Constant", val=7, layer="Linear"))
@@ -140,7 +140,7 @@ def test_inside_a_detector(path, state):
     assert not hasattr(detector.backbone, "_params_init_info")
 
 
-def test_subclass_of_ours(path, state):
+def test_subclass(path, state):
     class Mine(ResNet):
         pass
 
@@ -150,13 +150,13 @@ def test_subclass_of_ours(path, state):
 
 
 @pytest.mark.parametrize("road", ["init_cfg", "pretrained"])
-def test_wrong_file_stops_the_training_that_would_have_been_in_vain(road, path):
+def test_wrong_file_raises_in_init_weights(road, path):
     backbone = ResNet(depth=50, init_cfg=dict(type="Pretrained", checkpoint=path) if road == "init_cfg" else None)
     with pytest.raises(MismatchError, match="this file is a ResNet-18; the config says depth=50"):
         backbone.init_weights(**({} if road == "init_cfg" else {"pretrained": path}))
 
 
-def test_other_modules_are_initialised_as_mmengine_does(path, tmp_path, state):
+def test_other_modules_are_initialized_by_mmengine(path, tmp_path, state):
     torch.save({"linear.weight": torch.full((2, 2), 3.0)}, tmp_path / "head.pth")
 
     class Head(BaseModule):
@@ -171,7 +171,7 @@ def test_other_modules_are_initialised_as_mmengine_does(path, tmp_path, state):
         Head(strict=False).init_weights()
 
 
-def test_other_modules_are_served_where_the_server_is_gone(state, asked):
+def test_other_modules_load_from_replacement_servers(state, asked):
     class SharedHead(BaseModule):
         """The last stage alone, as mmdet's C4 detectors have it."""
 
@@ -185,13 +185,13 @@ def test_other_modules_are_served_where_the_server_is_gone(state, asked):
     assert len(asked) == 1
 
 
-def test_class_in_place_of_the_name(path, state):
+def test_init_type_given_as_a_class(path, state):
     backbone = ResNet(depth=18, base_channels=8, init_cfg=dict(type=MMEnginePretrainedInit, checkpoint=path))
     backbone.init_weights()
     assert holds(backbone, state)
 
 
-def test_without_checkpoint_no_random_number_changes():
+def test_random_numbers_are_unchanged_without_a_checkpoint():
     def initialised():
         torch.manual_seed(0)
         backbone = ResNet(depth=18, base_channels=8)
@@ -232,7 +232,7 @@ def test_torchvision(source, url, asked):
         ("hf://org", "must read hf://ORG/REPO"),
     ],
 )
-def test_names_that_do_not_exist(source, message):
+def test_unknown_names(source, message):
     with pytest.raises((ArgumentError, CheckpointNotFoundError), match=message):
         resolve(source)
 
@@ -258,7 +258,7 @@ def test_home_directory(tmp_path, monkeypatch, path):
 
 
 @pytest.mark.parametrize("entry", [e for e in NAMED if e.relation == "SAME"], ids=lambda entry: entry.name)
-def test_dead_name_with_the_same_weights_elsewhere(entry, asked):
+def test_unavailable_name_with_the_same_weights_elsewhere(entry, asked):
     resolved = resolve(f"open-mmlab://{entry.name}")
     assert asked == [entry.source]
     assert (resolved.preprocessing, resolved.style) == (entry.preprocessing, entry.style)
@@ -267,7 +267,7 @@ def test_dead_name_with_the_same_weights_elsewhere(entry, asked):
 
 
 @pytest.mark.parametrize("entry", [e for e in NAMED if e.relation != "SAME"], ids=lambda entry: entry.name)
-def test_dead_name_without_is_refused_with_the_nearest(entry, offline):
+def test_unavailable_name_is_rejected_with_a_suggestion(entry, offline):
     with pytest.raises(CheckpointNotFoundError) as caught:
         resolve(entry.original)
     # The server is asked, in case it is back; the other training is not, since nobody asked for it.
@@ -276,7 +276,7 @@ def test_dead_name_without_is_refused_with_the_nearest(entry, offline):
     assert Path(entry.original).name in str(caught.value)
 
 
-def test_openmmlabs_file_in_the_cache_comes_first(offline, hub_dir, state, monkeypatch):
+def test_cached_openmmlab_file_is_preferred(offline, hub_dir, state, monkeypatch):
     entry = next(entry for entry in NAMED if entry.name == "detectron2/resnet50_caffe")
     cached = hub_dir / Path(entry.original).name
     hub_dir.mkdir(parents=True)
@@ -288,20 +288,20 @@ def test_openmmlabs_file_in_the_cache_comes_first(offline, hub_dir, state, monke
     assert not offline
 
 
-def test_openmmlabs_file_is_known_by_its_name(tmp_path):
+def test_openmmlab_file_is_recognized_by_its_name(tmp_path):
     resolved = resolve(tmp_path / "resnet50_msra-5891d200.pth")
     assert resolved.style == "caffe"
     assert resolved.preprocessing.std == (1.0, 1.0, 1.0)
 
 
-def test_a_users_own_list_has_the_last_word(asked, tmp_path, monkeypatch):
+def test_names_of_the_user_take_precedence(asked, tmp_path, monkeypatch):
     monkeypatch.setenv("MMENGINE_HOME", str(tmp_path))
     (tmp_path / "open_mmlab.json").write_text(json.dumps({"resnext101_64x4d": "https://example.com/mirror.pth"}))
     resolve("open-mmlab://resnext101_64x4d")
     assert asked == ["https://example.com/mirror.pth"]
 
 
-def test_table_is_sound():
+def test_table_is_consistent():
     names = [entry.name for entry in NAMED]
     assert len(set(names)) == len(names)
     for entry in NAMED:
@@ -312,7 +312,7 @@ def test_table_is_sound():
         assert len(entry.preprocessing.mean) == len(entry.preprocessing.std) == 3
 
 
-def test_table_has_every_name_that_mmdets_resnet_configs_use():
+def test_table_has_all_names_of_mmdet_resnet_configs():
     used = {
         *("detectron2/resnet50_caffe", "detectron2/resnet101_caffe", "detectron2/resnext101_32x8d"),
         *("detectron/resnet50_caffe", "detectron/resnet101_caffe", "detectron/resnet50_gn", "detectron/resnet101_gn"),
@@ -357,7 +357,7 @@ def repository(monkeypatch, tmp_path, state):
     return add
 
 
-def test_timm_by_the_hub(repository, state):
+def test_timm_from_the_hub(repository, state):
     from safetensors.torch import save_file
 
     calls = repository("config.json", {"pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}})
@@ -368,7 +368,7 @@ def test_timm_by_the_hub(repository, state):
     assert report.preprocessing == ((127.5, 127.5, 127.5), (63.75, 63.75, 63.75), True)
 
 
-def test_timm_without_a_tag_means_timms_default(repository):
+def test_timm_without_a_tag_uses_the_default(repository):
     calls = repository("model.safetensors")
     resolve("timm://resnet50d")
     assert calls[0][0].startswith("timm/resnet50d.")
@@ -416,7 +416,7 @@ def test_transformers_image_processor(changes, mean, std, repository, tmp_path, 
     assert resolve(tmp_path / "other.pth").preprocessing is None
 
 
-def test_hub_is_an_extra(monkeypatch):
+def test_missing_hub_client(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
     with pytest.raises(CheckpointError, match="pip install huggingface_hub"):
         resolve("hf://org/repo")
@@ -466,7 +466,7 @@ def test_missing_client_is_named(source):
         resolve(source)
 
 
-def test_client_that_fails(monkeypatch):
+def test_failing_client(monkeypatch):
     def refuse(uri, backend_args):
         raise KeyError("credentials")
 
@@ -475,7 +475,7 @@ def test_client_that_fails(monkeypatch):
         resolve("s3://bucket/model.pth")
 
 
-def test_hash_that_a_users_loader_cannot_check(state, monkeypatch):
+def test_hash_with_a_custom_loader(state, monkeypatch):
     monkeypatch.setattr(CheckpointLoader, "_schemes", dict(CheckpointLoader._schemes))
     CheckpointLoader.register_scheme("mine://", lambda filename, map_location: {"state_dict": state})
     with pytest.raises(ArgumentError, match="sha256"):
@@ -491,7 +491,7 @@ def test_detectron2(name, rgb, asked):
     assert asked == [f"https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/{name}"]
 
 
-def test_detectron2s_catalog(asked):
+def test_detectron2_catalog(asked):
     # Caffe2's weights, which are not those of the same name under detectron2://.
     assert resolve("catalog://ImageNetPretrained/MSRA/R-50").preprocessing.bgr_to_rgb is False
     assert asked == ["https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained/MSRA/R-50.pkl"]
@@ -502,7 +502,7 @@ def test_detectron2s_catalog(asked):
 
 
 @pytest.mark.parametrize("source", ["~nosuchuser/model.pth", "no\0thing.pth", b"no\xffthing.pth", "\x1b[2J.pth"])
-def test_paths_that_lead_nowhere(source, capsys):
+def test_missing_paths(source, capsys):
     with pytest.raises(CheckpointError):
         load_pretrained(ResNet(depth=18, base_channels=8), os.fsdecode(source), sha256="12345678")
     assert main(["weights", os.fsdecode(source)]) == 1
@@ -510,13 +510,13 @@ def test_paths_that_lead_nowhere(source, capsys):
 
 
 @pytest.mark.parametrize("source", ["http://[", "https://[::1/model.pth"])
-def test_urls_that_are_none(source):
+def test_invalid_urls(source):
     with pytest.raises(ArgumentError, match="is not a URL"):
         resolve(source)
 
 
 @pytest.mark.parametrize("name", [b"mod\xe8le.pth", b"weights\x1b[2J.pth"])
-def test_names_of_files_are_shown_escaped(name, tmp_path, state, capsys):
+def test_file_names_are_escaped(name, tmp_path, state, capsys):
     path = os.fsdecode(os.path.join(os.fsencode(tmp_path), name))
     with open(path, "wb") as file:
         torch.save(state, file)
@@ -539,7 +539,7 @@ def test_unreadable_file(path, monkeypatch):
         load_pretrained(ResNet(depth=18, base_channels=8), path, sha256="12345678")
 
 
-def test_damaged_file_in_the_cache_is_named_for_deletion(hub_dir):
+def test_damaged_cached_file_is_named(hub_dir):
     url = "https://example.com/model.pth"
     cached = cached_path(url)
     hub_dir.mkdir(parents=True)
@@ -548,7 +548,7 @@ def test_damaged_file_in_the_cache_is_named_for_deletion(hub_dir):
         load_pretrained(ResNet(depth=18, base_channels=8), url)
 
 
-def test_downloads_that_no_hash_vouches_for_are_read_before_they_are_kept(monkeypatch):
+def test_downloads_without_a_hash_are_read_before_caching(monkeypatch):
     checks = []
     monkeypatch.setattr(sources, "fetch", lambda *_, check, **__: checks.append(check) or Path("x"))
     resolve("https://example.com/model.pth")
@@ -602,7 +602,7 @@ def test_all_shards_are_loaded(suffix, tmp_path, state):
     ]
     + [f'{{"weight_map": {{"a": {json.dumps(name)}}}}}' for name in ("/etc/passwd", "..", "", "a\\b")],
 )
-def test_index_that_is_none(content, tmp_path):
+def test_invalid_index(content, tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(content)
     with pytest.raises(CheckpointError, match=r"index\.json"):
@@ -642,7 +642,7 @@ def test_command_prints_the_report(full_width, capsys):
     assert main(["weights", full_width]) == 0
 
 
-def test_command_says_what_would_not_load(full_width, capsys):
+def test_command_reports_mismatches(full_width, capsys):
     assert main(["weights", full_width, "--depth", "50"]) == 1
     assert "this file is a ResNet-18; the config says depth=50" in capsys.readouterr().err
     assert main(["weights", full_width, "--depth", "34", "--no-strict"]) == 0
@@ -687,7 +687,7 @@ def test_convert(suffix, tmp_path, capsys, state):
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_convert_keeps_what_caffe_weights_want(tmp_path):
+def test_convert_keeps_caffe_preprocessing(tmp_path):
     from test_weights_fit import caffe_file
 
     assert main(["convert", str(caffe_file(tmp_path)), str(tmp_path / "ours.pth")]) == 0
@@ -697,7 +697,7 @@ def test_convert_keeps_what_caffe_weights_want(tmp_path):
     assert report.warnings
 
 
-def test_convert_refuses(path, tmp_path, capsys):
+def test_convert_rejects(path, tmp_path, capsys):
     assert main(["convert", path, str(tmp_path / "out.txt")]) == 1
     assert "OUT must end in .safetensors or .pth" in capsys.readouterr().err
     torch.save(torchvision.models.resnext50_32x4d().state_dict(), tmp_path / "x.pth")
@@ -728,7 +728,7 @@ def test_convert_on_a_full_disk(path, tmp_path, capsys):
     assert not list(tmp_path.glob("out*"))
 
 
-def test_convert_says_what_is_wrong_with_out(path, tmp_path, capsys, monkeypatch):
+def test_convert_rejects_invalid_outputs(path, tmp_path, capsys, monkeypatch):
     (tmp_path / "folder.pth").mkdir()
     for out, message in (("no/out.pth", "lies in a folder that does not exist"), ("folder.pth", "is a folder")):
         assert main(["convert", str(path), str(tmp_path / out)]) == 1
@@ -771,7 +771,7 @@ def test_real_download(source, cfg):
 
 @pytest.mark.network
 @pytest.mark.parametrize("entry", [e for e in NAMED if e.relation == "SAME"], ids=lambda entry: entry.name)
-def test_named_source_answers(entry):
+def test_named_source_responds(entry):
     import urllib.request
 
     request = urllib.request.Request(entry.source, method="HEAD")
