@@ -8,7 +8,8 @@ are ``CheckpointError``s, which derive from ``RuntimeError``.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
 
@@ -24,6 +25,7 @@ __all__ = [
     "UnsafeCheckpointError",
     "check_channels",
     "did_you_mean",
+    "explain_missing_torchvision",
     "is_int",
     "is_number",
     "printable",
@@ -111,3 +113,15 @@ def check_channels(name: str, value: Any, minimum: int = 1) -> None:
     """
     if not is_int(value) or value < minimum:
         raise ArgumentError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+
+
+@contextmanager
+def explain_missing_torchvision(feature: str) -> Iterator[None]:
+    """Say, where torchvision cannot be imported, which feature needs it and what to install."""
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(
+            f"{feature} needs torchvision, which could not be imported ({error}): pip install torchvision, in the "
+            "version for your torch"
+        ) from error

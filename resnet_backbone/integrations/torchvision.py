@@ -6,10 +6,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from torch import Tensor, nn
 
-from ..errors import ArgumentError, ArgumentTypeError, check_channels
+from ..errors import ArgumentError, ArgumentTypeError, check_channels, explain_missing_torchvision
 from ..layers.dimensions import layout
 from ..layers.tracing import untyped_at_runtime
 from ..resnet import FeatureInfo
@@ -90,14 +89,9 @@ def with_fpn(
     """
     in_channels = _channels_of_levels(backbone)
     check_channels("out_channels", out_channels)
-    try:
+    with explain_missing_torchvision("with_fpn"):
         from torchvision.ops import FeaturePyramidNetwork
         from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
-    except ImportError as error:
-        raise ImportError(
-            f"with_fpn needs torchvision, and it could not be imported ({error}): pip install torchvision, in the "
-            f"version that belongs to torch {torch.__version__}"
-        ) from error
     if extra_blocks is None:
         extra_blocks = LastLevelMaxPool()
     if not isinstance(extra_blocks, ExtraFPNBlock):

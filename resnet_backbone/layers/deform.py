@@ -8,35 +8,28 @@ from __future__ import annotations
 
 import math
 import warnings
-from importlib import import_module
 from typing import Any, ClassVar
 
 import torch
 import torch.fx
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
+from typing_extensions import override
 
-from ..errors import ArgumentError, check_channels
+from ..errors import ArgumentError, check_channels, explain_missing_torchvision
 
-__all__ = [
-    "DeformConv2dPack",
-    "ModulatedDeformConv2dPack",
-    "deform_conv2d",
-    "is_on_border",
-    "rename_old_offsets",
-    "sample_and_convolve",
-]
+__all__ = ["DeformConv2dPack", "ModulatedDeformConv2dPack", "deform_conv2d", "is_on_border", "rename_old_offsets"]
 
 Size = int | tuple[int, int]
 
 # One step of a symbolic trace.
-torch.fx.wrap("sample_and_convolve")
+torch.fx.wrap("deform_conv2d")
 
 
 # Not an nn.Conv2d, because mmengine's Kaiming initialisation matches the names of base classes, and must not draw for
 # this weight.
 class _DeformConvPack(nn.Module):
-    """Base class: the weight, the convolution that computes the offsets, and the call of the operator."""
+    """Base class: the weight, and the convolution that computes the offsets."""
 
     # As in mmcv. Checkpoints before version 2 have other names, see ``rename_old_offsets``.
     _version = 2
@@ -49,18 +42,26 @@ class _DeformConvPack(nn.Module):
         in_channels: int,
         out_channels: int,
         kernel_size: Size,
-        stride: Size,
-        padding: Size,
-        dilation: Size,
-        groups: int,
-        deform_groups: int,
-        bias: bool,
-        deformable_groups: int | None,
+        stride: Size = 1,
+        padding: Size = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        deform_groups: int = 1,
+        bias: bool = True,
+        *,
+        deformable_groups: int | None = None,
     ) -> None:
         super().__init__()
-        _require_torchvision()
+        with explain_missing_torchvision("dcn"):
+            import torchvision.ops  # noqa: F401
         if deformable_groups is not None:
-            deform_groups = _renamed_deform_groups(deform_groups, deformable_groups)
+            if deform_groups != 1:
+                raise ArgumentError(
+                    f"deform_groups={deform_groups!r} and deformable_groups={deformable_groups!r} are two names of the "
+                    "same argument: give only deform_groups"
+                )
+            warnings.warn("deformable_groups is deprecated: write deform_groups", DeprecationWarning, stacklevel=3)
+            deform_groups = deformable_groups
         check_channels("in_channels", in_channels)
         check_channels("out_channels", out_channels)
         _check_divides("groups", groups, in_channels=in_channels, out_channels=out_channels)
@@ -100,11 +101,11 @@ class _DeformConvPack(nn.Module):
         if self.conv_offset.bias is not None:
             nn.init.zeros_(self.conv_offset.bias)
 
-    def _sample_and_convolve(self, x: Tensor, offset: Tensor, mask: Tensor | None) -> Tensor:
-        return sample_and_convolve(x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
+    def _convolve(self, x: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
+        return deform_conv2d(x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
 
+    @override
     def extra_repr(self) -> str:
-        """The arguments, for ``repr``."""
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
             f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}, "
@@ -156,12 +157,12 @@ class DeformConv2dPack(_DeformConvPack):
         check_channels("im2col_step", im2col_step)
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, deform_groups, False,
-            deformable_groups,
+            deformable_groups=deformable_groups,
         )  # fmt: skip
         self.im2col_step = im2col_step
 
+    @override
     def reset_parameters(self) -> None:
-        """Draw the weight by Kaiming uniform initialisation."""
         nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -173,7 +174,7 @@ class DeformConv2dPack(_DeformConvPack):
         Returns:
             Features of the shape that an ordinary convolution would return.
         """
-        return self._sample_and_convolve(x, self.conv_offset(x), mask=None)
+        return self._convolve(x, self.conv_offset(x))
 
 
 class ModulatedDeformConv2dPack(_DeformConvPack):
@@ -200,34 +201,16 @@ class ModulatedDeformConv2dPack(_DeformConvPack):
 
     channels_per_point = 3
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Size,
-        stride: Size = 1,
-        padding: Size = 0,
-        dilation: Size = 1,
-        groups: int = 1,
-        deform_groups: int = 1,
-        bias: bool = True,
-        *,
-        deformable_groups: int | None = None,
-    ) -> None:
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, deform_groups, bool(bias),
-            deformable_groups,
-        )  # fmt: skip
-
+    @override
     def reset_parameters(self) -> None:
-        """Draw the weight uniformly within ``1 / sqrt(in_channels * kh * kw)``, and set the bias to zero."""
         bound = 1 / math.sqrt(self.in_channels * math.prod(self.kernel_size))
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    @override
     def init_weights(self) -> None:
-        """Draw the weight again, and start with all offsets zero and all samples weighted one half."""
+        # mmcv draws the weight a second time. Masks start at one half, the sigmoid of zero.
         self.reset_parameters()
         super().init_weights()
 
@@ -244,40 +227,7 @@ class ModulatedDeformConv2dPack(_DeformConvPack):
         points = self.deform_groups * math.prod(self.kernel_size)
         offset, mask = self.conv_offset(x).split([2 * points, points], dim=1)
         # contiguous(), because a view would keep the masks alive for the backward pass as well.
-        return self._sample_and_convolve(x, offset.contiguous(), torch.sigmoid(mask))
-
-
-def sample_and_convolve(
-    x: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    mask: Tensor | None = None,
-) -> Tensor:
-    """Compute ``deform_conv2d`` in single precision at least, and return the dtype of ``offset``.
-
-    The operator adds offsets to pixel positions in the precision of its input, and half precision cannot represent
-    neighbouring pixels beyond 256 (bfloat16) or 2048 (float16). On a CPU it supports neither.
-    """
-    dtype = torch.float64 if offset.dtype == torch.float64 else torch.float32
-    out = deform_conv2d(
-        x.to(dtype),
-        offset.to(dtype),
-        weight.to(dtype),
-        None if bias is None else bias.to(dtype),
-        stride,
-        padding,
-        dilation,
-        None if mask is None else mask.to(dtype),
-    )
-    # The operator always returns the default memory format.
-    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
-        out = out.contiguous(memory_format=torch.channels_last)
-    # Under autocast, offset has the dtype that an ordinary convolution would return.
-    return out.to(offset.dtype)
+        return self._convolve(x, offset.contiguous(), torch.sigmoid(mask))
 
 
 def deform_conv2d(
@@ -290,29 +240,40 @@ def deform_conv2d(
     dilation: tuple[int, int],
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Compute a deformable convolution by torchvision's operator, with the gradients of mmcv's.
+    """Compute a deformable convolution with torchvision's operator and the gradients of mmcv's.
 
-    The two differ in the gradient of an offset that puts a sampling point exactly one pixel before the first row or
-    column, where the derivative jumps: mmcv takes 0, torchvision's the derivative from within.
-    With all offsets zero, where training starts, and a padding of 1 that is every point on those borders.
+    It computes in single precision at least. The operator adds offsets to pixel positions in the precision of its
+    input, and half precision cannot represent neighbouring pixels beyond 256 (bfloat16) or 2048 (float16). On a CPU it
+    supports neither.
 
     Args:
         x: Features of shape ``(N, in_channels, H, W)``.
         offset: Offsets in pixels, y and x in turn, of shape ``(N, 2 * deform_groups * kh * kw, H_out, W_out)``.
         weight: Weight of shape ``(out_channels, in_channels / groups, kh, kw)``.
-        bias: One number per output channel.
-        stride: Stride, along y and x.
-        padding: Zeros added on each side, along y and x.
-        dilation: Distance between the kernel's points, along y and x.
-        mask: Weight of each sample, of shape ``(N, deform_groups * kh * kw, H_out, W_out)``; ``None`` to weight none.
+        bias: Bias of shape ``(out_channels,)``.
+        stride: Stride along y and x.
+        padding: Zero padding along y and x.
+        dilation: Dilation along y and x.
+        mask: Weight of each sample, of shape ``(N, deform_groups * kh * kw, H_out, W_out)``.
+
+    Returns:
+        Features of shape ``(N, out_channels, H_out, W_out)``, with the dtype of ``offset``, in ``x``'s memory format.
     """
     from torchvision.ops import deform_conv2d as operator
 
-    if offset.requires_grad:
-        border = is_on_border(offset, (weight.shape[2], weight.shape[3]), stride, padding, dilation)
-        offset = torch.where(border, offset.detach(), offset)
-    out: Tensor = operator(x, offset, weight, bias, stride, padding, dilation, mask)
-    return out
+    dtype = torch.float64 if offset.dtype == torch.float64 else torch.float32
+    points = offset.to(dtype)
+    if points.requires_grad:
+        # On the border, where every outer point lies when training starts, mmcv's gradient is zero.
+        border = is_on_border(points, (weight.shape[2], weight.shape[3]), stride, padding, dilation)
+        points = torch.where(border, points.detach(), points)
+    bias, mask = (None if tensor is None else tensor.to(dtype) for tensor in (bias, mask))
+    out: Tensor = operator(x.to(dtype), points, weight.to(dtype), bias, stride, padding, dilation, mask)
+    # The operator always returns the default memory format.
+    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        out = out.contiguous(memory_format=torch.channels_last)
+    # Under autocast, offset has the dtype that an ordinary convolution would return.
+    return out.to(offset.dtype)
 
 
 def is_on_border(
@@ -322,7 +283,9 @@ def is_on_border(
     padding: tuple[int, int],
     dilation: tuple[int, int],
 ) -> Tensor:
-    """Tell which offsets put their sampling point exactly one pixel before the first row (y) or column (x).
+    """Return which offsets put their sampling point exactly one pixel before the first row (y) or column (x).
+
+    There the derivative by the offset jumps: mmcv takes 0, torchvision the one from inside the image.
 
     Args:
         offset: As for ``deform_conv2d``.
@@ -332,7 +295,7 @@ def is_on_border(
         dilation: As for ``deform_conv2d``.
 
     Returns:
-        One boolean for each offset.
+        Booleans of the shape of ``offset``.
     """
     rows, columns = [
         torch.arange(size, device=offset.device) * stride[axis] - padding[axis]
@@ -344,15 +307,15 @@ def is_on_border(
     x = (tap_x[:, None, None] + columns).expand(points)
     # Offsets are y and x in turn, point after point. Integers first, and then one rounding, as in the operator.
     grid = torch.stack([y, x], dim=2).flatten(0, 2).to(offset.dtype)
-    # A group of input channels has all of the points: the grid repeats for each.
+    # Each deform group has all of the points.
     return offset + grid.repeat(offset.shape[1] // len(grid), 1, 1) == -1
 
 
 def rename_old_offsets(state_dict: dict[str, Any], conv: str) -> None:
-    """Turn a checkpoint's old names of a deformable convolution's offsets into today's, in place.
+    """Rename the offsets of a deformable convolution in an old checkpoint, in place.
 
-    mmcv renames in the layer itself, which since torch 1.13 receives only keys below its own name, so the old ones are
-    missed. Blocks therefore rename for their layers, including mmcv's.
+    mmcv renames them in the layer itself, which since torch 1.13 receives only keys below its own name and misses the
+    old ones. So the blocks do it, for mmcv's layers too.
 
     Args:
         state_dict: The keys of the block that has the convolution, or more.
@@ -363,26 +326,6 @@ def rename_old_offsets(state_dict: dict[str, Any], conv: str) -> None:
         key, old_key = f"{conv}.conv_offset.{name}", f"{conv}_offset.{name}"
         if key not in state_dict and old_key in state_dict:
             state_dict[key] = state_dict.pop(old_key)
-
-
-def _require_torchvision() -> None:
-    try:
-        import_module("torchvision.ops")
-    except ImportError as error:
-        raise ImportError(
-            "dcn needs torchvision where mmcv is not compiled, and it could not be imported "
-            f"({error}): pip install torchvision, in the version that belongs to torch {torch.__version__}"
-        ) from error
-
-
-def _renamed_deform_groups(deform_groups: int, deformable_groups: int) -> int:
-    if deform_groups != 1:
-        raise ArgumentError(
-            f"deform_groups={deform_groups!r} and deformable_groups={deformable_groups!r} are two names of the same "
-            "argument: give only deform_groups"
-        )
-    warnings.warn("deformable_groups is deprecated: write deform_groups", DeprecationWarning, stacklevel=4)
-    return deformable_groups
 
 
 def _check_divides(name: str, groups: Any, **channels: int) -> None:

@@ -10,10 +10,10 @@ from mmcv.cnn import ConvAWS2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .deform import sample_and_convolve
+from .deform import deform_conv2d
 
 # One step of a symbolic trace.
-torch.fx.wrap("sample_and_convolve")
+torch.fx.wrap("deform_conv2d")
 
 __all__ = ["SAConv2d"]
 
@@ -94,4 +94,4 @@ class SAConv2d(ConvAWS2d):
         if offset is None:
             zeros = weight.new_zeros(self.out_channels)
             return F.conv2d(x, weight, zeros, self.stride, padding, dilation, self.groups)
-        return sample_and_convolve(x, offset, weight, None, cast(Any, self.stride), padding, dilation)
+        return deform_conv2d(x, offset, weight, None, cast(Any, self.stride), padding, dilation)

@@ -11,6 +11,7 @@ from mmengine.logging import print_log
 from mmengine.registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, WEIGHT_INITIALIZERS
 from mmengine.registry import MODELS as ROOT
 
+from ...errors import explain_missing_torchvision
 from ...layers import SELayer
 from ...layers.dcn_types import OWN_TYPES, has_compiled_mmcv, register_deform_convs
 from .fine_tuning import FreezeHook, LayerDecayOptimWrapperConstructor
@@ -52,13 +53,8 @@ def install_operators() -> None:
     if find_spec("mmcv._ext") is not None:
         # mmcv's own, whether it can be imported or not, or what follows here, before.
         return
-    try:
+    with explain_missing_torchvision("mmcv without compiled operators"):
         from .extension import make_extension
-    except ImportError as error:
-        raise ImportError(
-            f"mmcv's operators run on torchvision here, which could not be imported ({error}): "
-            "pip install torchvision, in the version that belongs to your torch"
-        ) from error
     sys.modules["mmcv._ext"] = make_extension()
     # mmcv registers its own types of these names as soon as mmcv.ops is imported.
     for name, layer in OWN_TYPES.items():
