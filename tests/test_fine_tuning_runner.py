@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from resnet_backbone import ResNet
 from resnet_backbone.errors import ArgumentError
-from resnet_backbone.integrations.mmdet.fine_tuning import FreezeHook
+from resnet_backbone.integrations.mmdet.hooks import FreezeHook
 
 
 class Model(BaseModel):

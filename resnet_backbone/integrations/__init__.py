@@ -1,1 +1,1 @@
-"""What ties the networks to other libraries."""
+"""Integration with other libraries."""

@@ -1,1 +1,1 @@
-"""Everything that changes mmengine and mmdet: registries, loaders, configs."""
+"""Integration with mmengine and mmdet: registries, loaders, hooks and configs."""

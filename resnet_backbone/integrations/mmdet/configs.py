@@ -1,4 +1,4 @@
-"""Where the configs that ship with the package lie, and the backbone that a config asks for."""
+"""The config files that ship with the package, and the backbone's part of a config file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def config_path(name: str) -> str:
         The path of the file, for ``mmengine.Config.fromfile``.
 
     Raises:
-        ArgumentError: No such config ships.
+        ArgumentError: No config of this name ships with the package.
     """
     path = CONFIGS / name
     if not path.is_file():
@@ -34,17 +34,17 @@ def config_path(name: str) -> str:
 
 
 def load_backbone_cfg(config: str) -> dict[str, Any]:
-    """Read the config of a backbone out of a config file, without what loads weights.
+    """Read the backbone's config from a config file, without ``init_cfg`` and ``pretrained``.
 
     Args:
-        config: Path of a config with a ``model.backbone``, a ``backbone``, or a ``type`` of its own; or the name of a
-            config that ships with the package.
+        config: Path of a config file with ``model.backbone``, ``backbone`` or ``type``, or the name of a config that
+            ships with the package.
 
     Returns:
-        The backbone's config: ``dict(type='ResNet', depth=50, ...)``.
+        ``dict(type='ResNet', depth=50, ...)``.
 
     Raises:
-        ArgumentError: There is no such file, it cannot be read as a config, or it has no backbone.
+        ArgumentError: The file does not exist, is not a config, or has no backbone.
     """
     try:
         root = Config.fromfile(config if Path(config).exists() else config_path(config))

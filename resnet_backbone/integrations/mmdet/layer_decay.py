@@ -1,6 +1,7 @@
-"""Imported by mmdet's registry of optimizer constructors at its first look-up, in place of ``mmdet.engine.optimizers``.
+"""mmdet's layer-wise learning rates for the backbones of this package.
 
-mmdet's ``LearningRateDecayOptimizerConstructor`` raises ``NotImplementedError`` for all backbones but ConvNeXt.
+mmdet's registry of optimizer constructors imports this module at its first look-up, instead of
+``mmdet.engine.optimizers``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 from mmdet.engine.optimizers import LearningRateDecayOptimizerConstructor as MMDetConstructor
 from mmdet.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
+from typing_extensions import override
 
 from ...errors import ArgumentError, is_number
 from ...fine_tuning import FineTuning
@@ -19,28 +21,22 @@ __all__ = ["LearningRateDecayOptimizerConstructor"]
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module(force=True)  # type: ignore[untyped-decorator, unused-ignore]
 class LearningRateDecayOptimizerConstructor(MMDetConstructor):  # type: ignore[misc, unused-ignore]
-    """mmdet's, which does ConvNeXt; for our backbones with their own layers, in the same groups.
+    """mmdet's constructor, which supports only ConvNeXt, extended to the backbones of this package.
 
-    ``paramwise_cfg=dict(decay_rate=0.8, decay_type='layer_wise')`` counts each block as a layer, ``'stage_wise'`` each
-    stage; the stem comes before them, neck and head after. Biases and norm layers have no weight decay.
-    ``num_layers`` is the number of those layers, and may be left out.
+    With ``paramwise_cfg=dict(decay_rate=0.8, decay_type='layer_wise')`` each block is a layer, with ``'stage_wise'``
+    each stage. The stem comes before them, neck and head come after. Biases and norm layers have no weight decay.
+    ``num_layers``, the number of blocks or stages, is optional.
 
     Args:
-        *args: As for mmdet's.
-        **kwargs: As for mmdet's.
+        *args: As in mmdet.
+        **kwargs: As in mmdet.
 
     Raises:
-        ArgumentError: An option of ``paramwise_cfg`` has a value that is not allowed.
+        ArgumentError: An option of ``paramwise_cfg`` has an invalid value.
     """
 
+    @override
     def add_params(self, params: list[dict[str, Any]], module: nn.Module, **kwargs: Any) -> None:
-        """Add all parameters of a model to ``params``, in groups of one learning rate and one weight decay.
-
-        Args:
-            params: Parameter groups.
-            module: The model.
-            **kwargs: As for mmdet's.
-        """
         backbone = getattr(module, "backbone", None)
         if not isinstance(backbone, FineTuning):
             super().add_params(params, module, **kwargs)
@@ -56,23 +52,14 @@ class LearningRateDecayOptimizerConstructor(MMDetConstructor):  # type: ignore[m
             decays = parameter.dim() > 1 and not name.endswith(".bias")
             group_name = f"layer_{depth}_{'decay' if decays else 'no_decay'}"
             scale = decay_rate ** (total - depth - 1)
-            group = groups.setdefault(
-                group_name,
-                {
-                    "weight_decay": self.base_wd if decays else 0.0,
-                    "params": [],
-                    "param_names": [],
-                    "lr_scale": scale,
-                    "group_name": group_name,
-                    "lr": scale * self.base_lr,
-                },
-            )
+            group = groups.setdefault(group_name, {"params": [], "param_names": [], "group_name": group_name})
+            group |= {"weight_decay": self.base_wd if decays else 0.0, "lr_scale": scale, "lr": scale * self.base_lr}
             group["params"].append(parameter)
             group["param_names"].append(name)
         params.extend(groups.values())
 
     def _options(self, backbone: FineTuning) -> tuple[float, bool]:
-        """Check ``paramwise_cfg``; return the rate, and whether it is by stage."""
+        """Check ``paramwise_cfg``; return the decay rate, and whether it applies per stage."""
         decay_rate = self.paramwise_cfg.get("decay_rate")
         if not is_number(decay_rate) or decay_rate <= 0:
             raise ArgumentError(f"paramwise_cfg: decay_rate must be a number above 0, got {decay_rate!r}")
@@ -91,7 +78,7 @@ class LearningRateDecayOptimizerConstructor(MMDetConstructor):  # type: ignore[m
 
 
 def _stage_depth(backbone: FineTuning, name: str, depth: int, total: int) -> tuple[int, int]:
-    """Turn the depth of a parameter in blocks into that in stages."""
+    """Convert the depth of a parameter, and the number of layers, from blocks to stages."""
     stages = backbone.num_stages + 2
     if depth in (0, total - 1):
         return (0 if depth == 0 else stages - 1), stages

@@ -1,4 +1,4 @@
-"""Imported by mmdet's model registry at its first look-up, in place of ``mmdet.models``: see ``registry``."""
+"""mmdet's model registry imports this module at its first look-up, in place of ``mmdet.models``: see ``registry``."""
 
 from importlib import import_module
 
@@ -7,7 +7,7 @@ from .registry import BACKBONES, MMDET_LOCATIONS, explain, log, register
 for _location in MMDET_LOCATIONS:
     try:
         import_module(_location)
-    except Exception as error:  # noqa: BLE001 - whatever breaks mmdet, our backbones still build
+    except Exception as error:  # noqa: BLE001 - if mmdet is broken, the backbones still build
         remedy = (
             ". Import resnet_backbone.integrations.mmdet.operators first (or add it to custom_imports), or compile mmcv"
             if getattr(error, "name", None) == "mmcv._ext"

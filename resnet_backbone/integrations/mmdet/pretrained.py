@@ -1,8 +1,8 @@
-"""``init_cfg=dict(type='Pretrained', ...)`` of our backbones goes through ``load_pretrained``.
+"""``init_cfg=dict(type='Pretrained', ...)`` with ``load_pretrained``.
 
-mmengine's own initialiser is replaced by one that leaves other modules to mmengine, so the order in which a model
-initialises its parts, and with it every random number, stays mmengine's. The one exception are modules of mmdet's own,
-such as its ResNeXt, that ask for one of the names in ``table``: the server that mmengine would ask is gone.
+This replaces mmengine's initialiser and passes other modules on to it, so that the order of initialisation, and with it
+every random number, stays mmengine's. Other modules, such as mmdet's ResNeXt, are loaded here only if they ask for one
+of the named weights, whose server is gone.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from ...weights.zoo import is_named
 
 __all__ = ["PretrainedInit"]
 
-_DEFAULTS: dict[str, Any] = {"strict": True, "sha256": None, "progress": True, "input_channels": "repeat"}
+_DEFAULTS: dict[str, Any] = dict(strict=True, sha256=None, progress=True, input_channels="repeat")
 
 
 class PretrainedInit(MMEnginePretrainedInit):
-    """Initialise a module from a checkpoint, with ``load_pretrained`` or, for any other module, as mmengine does.
+    """Initialise a module from a checkpoint: a ResNet with ``load_pretrained``, other modules as mmengine does.
 
     Args:
-        checkpoint: The source: see ``load_pretrained``.
-        prefix: What precedes the network's names in the file; ``None`` finds it.
-        map_location: Where the file's tensors are read to.
-        strict: For a ResNet: refuse a file that does not match.
-        sha256: For a ResNet: the file's SHA-256, or its beginning.
-        progress: For a ResNet: whether to show a progress bar while downloading.
-        input_channels: For a ResNet: the first convolution's weights where ``in_channels`` is not the file's.
+        checkpoint: The source, as in ``load_pretrained``.
+        prefix: Prefix of the network's keys in the file; ``None`` finds it.
+        map_location: Device of the loaded tensors.
+        strict: As in ``load_pretrained``, only for ResNets of this package; so are the following.
+        sha256: The file's SHA-256, or its beginning.
+        progress: Whether to show a progress bar while downloading.
+        input_channels: How to adapt the first convolution if ``in_channels`` differs from the file's.
     """
 
     def __init__(
@@ -50,19 +50,12 @@ class PretrainedInit(MMEnginePretrainedInit):
         input_channels: InputChannels = "repeat",
     ) -> None:
         super().__init__(checkpoint, prefix, map_location)  # type: ignore[no-untyped-call]
-        self.options: dict[str, Any] = {
-            "strict": strict,
-            "sha256": sha256,
-            "progress": progress,
-            "input_channels": input_channels,
-        }
+        self.options: dict[str, Any] = dict(
+            strict=strict, sha256=sha256, progress=progress, input_channels=input_channels
+        )
 
     def __call__(self, module: nn.Module) -> None:
-        """Load the checkpoint.
-
-        Args:
-            module: The module to initialise.
-        """
+        """Load the checkpoint into a module."""
         if not isinstance(module, ResNet) and not is_named(self.checkpoint):
             if self.options != _DEFAULTS:
                 raise ArgumentTypeError(

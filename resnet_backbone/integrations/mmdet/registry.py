@@ -1,10 +1,9 @@
-"""Which registry is mmdet's here, and how our classes get into it.
+"""Registration of the backbones in mmdet's model registry, or in a stand-in where mmdet cannot be imported.
 
-mmengine finds a class by scope and name. Inside mmdet, ``type='ResNet'`` is looked up in ``mmdet.registry.MODELS``,
-which imports ``mmdet.models`` at its first look-up; a ``ResNet`` that was registered before that would make that import
-fail. So this package puts itself between the two: the registry is told to import ``.models`` of this folder instead,
-which imports ``mmdet.models`` and then registers our classes over mmdet's. Where mmdet is missing or broken, a registry
-of ours with mmdet's scope takes its place, so that the same config builds.
+``type='ResNet'`` in an mmdet config is looked up in ``mmdet.registry.MODELS``. At its first look-up that registry
+imports ``mmdet.models``, which fails if there is a ``ResNet`` already. So the registry is told to import ``.models`` of
+this folder instead, which imports ``mmdet.models`` and then replaces mmdet's classes. Without mmdet, a registry of
+mmdet's scope in this package takes its place, so that the same config builds.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ __all__ = ["BACKBONES", "MODELS", "build_backbone"]
 _DEFERRED = "resnet_backbone.integrations.mmdet.models"
 _LAYER_DECAY = "resnet_backbone.integrations.mmdet.layer_decay"
 
-# What an mmdet config asks for by these names, it now gets from here.
+# These replace mmdet's classes of the same names.
 OVERRIDES: tuple[type[nn.Module], ...] = (
     ResNet,
     ResNetV1d,
@@ -52,27 +51,22 @@ OVERRIDES: tuple[type[nn.Module], ...] = (
     DetectoRS_ResNeXt,
     TridentResNet,
 )
-# Registered where the name is free: mmdet's own 'ResLayer', for one, is the shared head of its C4 detectors.
+# These replace nothing: mmdet's 'ResLayer', for example, is the shared head of its C4 detectors.
 ADDITIONS: tuple[type[nn.Module], ...] = (ResNetV1c, MultiScaleResNet1d, BasicBlock, Bottleneck, ResLayer)
 
 
 def mmdet_registry() -> Registry:
-    """Return mmdet's model registry, or this package's own in mmdet's scope if mmdet cannot be imported."""
+    """Return mmdet's model registry or, if mmdet cannot be imported, one of this package with mmdet's scope."""
     try:
         return cast(Registry, import_module("mmdet.registry").MODELS)
     except Exception as error:  # noqa: BLE001 - mmdet asserts versions, and its dependencies fail in their own ways
         log(f"mmdet cannot be used here ({explain(error)}): type='ResNet' builds from this package's own registry")
-        return _stand_in_registry()
-
-
-def _stand_in_registry() -> Registry:
-    registry = cast("Registry | None", ROOT.children.get("mmdet"))
-    # Without a location mmengine would look for mmdet.utils, and warn that there is none.
-    return registry or Registry("model", parent=ROOT, scope="mmdet", locations=[__name__])
+        # Without a location mmengine would look for mmdet.utils, and warn that there is none.
+        return ROOT.children.get("mmdet") or Registry("model", parent=ROOT, scope="mmdet", locations=[__name__])
 
 
 def register(registry: Registry) -> None:
-    """Register our classes: over mmdet's where they replace them, beside them where the name is free."""
+    """Register ``OVERRIDES``, and those of ``ADDITIONS`` whose names are free."""
     for cls in OVERRIDES:
         registry.register_module(module=cls, force=True)
     for cls in ADDITIONS:
@@ -81,13 +75,13 @@ def register(registry: Registry) -> None:
 
 
 def may_register(name: str, registry: Registry) -> bool:
-    """Whether a name is free, or has a class of this package from an earlier import, as notebooks reload it."""
+    """Whether a name is free, or taken by this package itself before a reload, as in notebooks."""
     known = registry.module_dict.get(name)
     return known is None or known.__module__.startswith("resnet_backbone.")
 
 
 def override_mmdet() -> None:
-    """Register our classes in mmdet's registry or, where mmdet's own are yet to come, arrange that it happens after."""
+    """Register the classes in mmdet's registry, now or, where mmdet's own are not there yet, after them."""
     if "mmdet.registry" not in sys.modules:
         register(BACKBONES)
         # mmengine imports mmdet.registry each time it meets the scope, and would warn, or fail, each time.
@@ -101,7 +95,7 @@ def override_mmdet() -> None:
 
 
 def override_layer_decay() -> None:
-    """Let mmdet's constructor of layer-wise learning rates know our backbones, as soon as its registry is asked."""
+    """Make mmdet's layer-wise learning rates work with the backbones, from its registry's first look-up on."""
     registry = getattr(sys.modules["mmdet.registry"], "OPTIM_WRAPPER_CONSTRUCTORS", None)
     if registry is None:
         return
@@ -111,10 +105,10 @@ def override_layer_decay() -> None:
 
 
 def forget_failed_import() -> None:
-    """Let mmdet's models be imported again at the next look-up, if that failed at the first."""
+    """Have mmdet's models imported again at the next look-up, if that failed before."""
     if _DEFERRED not in sys.modules or all(location in sys.modules for location in MMDET_LOCATIONS):
         return
-    # mmdet's own could not be registered beside them.
+    # mmdet's classes of these names could not be registered.
     for cls in (*OVERRIDES, *ADDITIONS):
         if BACKBONES.module_dict.get(cls.__name__) is cls:
             del BACKBONES.module_dict[cls.__name__]
@@ -123,7 +117,7 @@ def forget_failed_import() -> None:
 
 
 def build_backbone(cfg: dict[str, Any]) -> nn.Module:
-    """Build a backbone from its config, whatever mmengine's default scope is at the moment.
+    """Build a backbone from its config, independently of mmengine's current default scope.
 
     Args:
         cfg: ``dict(type='ResNet', depth=50, ...)``; ``type`` is a name in mmdet's scope, or a class.
@@ -132,9 +126,9 @@ def build_backbone(cfg: dict[str, Any]) -> nn.Module:
         The backbone.
 
     Raises:
-        ArgumentTypeError: ``cfg`` is no dict.
-        UnknownNameError: ``cfg`` has no ``type``, or one that is not registered.
-        ArgumentError: The backbone refuses an argument.
+        ArgumentTypeError: ``cfg`` is not a dict.
+        UnknownNameError: ``cfg`` has no ``type``, or its ``type`` is not registered.
+        ArgumentError: An argument of the backbone is invalid.
     """
     if not isinstance(cfg, Mapping):
         raise ArgumentTypeError(f"a backbone's config must be a dict with a 'type', got {cfg!r}")
@@ -151,17 +145,17 @@ def build_backbone(cfg: dict[str, Any]) -> nn.Module:
 
 def _unknown_backbone(name: str, registry: Registry) -> str:
     backbones = [cls for cls in (*OVERRIDES, *ADDITIONS) if issubclass(cls, ResNet)]
-    message = f"no backbone is registered as {name!r} in scope {registry.scope!r}."
-    message += (
-        f"{did_you_mean(name, registry.module_dict)} This package has {', '.join(cls.__name__ for cls in backbones)}"
+    message = (
+        f"no backbone is registered as {name!r} in scope {registry.scope!r}.{did_you_mean(name, registry.module_dict)} "
+        f"This package has {', '.join(cls.__name__ for cls in backbones)}"
     )
     if getattr(sys.modules["mmdet.registry"], "__file__", None) is None:
-        message += "; mmdet, which cannot be used here, has others: resnet-backbone-doctor says what it takes"
+        message += "; mmdet, which cannot be used here, has others: resnet-backbone-doctor says why"
     return message
 
 
 def explain(error: Exception) -> str:
-    """Put an exception into one line."""
+    """Return an exception as one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
@@ -170,8 +164,7 @@ def log(message: str) -> None:
     print_log(f"resnet_backbone: {message}", logger="current", level=logging.INFO)
 
 
-# 'resnet_backbone.ResNet' from any scope: mmengine imports this module and finds the scope below its root.
-# A notebook may import the package a second time; the registry is there then, and gets the new classes.
+# For 'resnet_backbone.ResNet' in any scope. In a notebook that reloads the package, the registry already exists.
 MODELS = ROOT.children.get("resnet_backbone") or Registry(
     "model", parent=ROOT, scope="resnet_backbone", locations=[__name__]
 )
@@ -182,6 +175,6 @@ for _name, _layer in OWN_TYPES.items():
     MODELS.register_module(name=_name, module=_layer, force=True)
 
 BACKBONES: Registry = mmdet_registry()
-# What mmdet's registry imports at its first look-up; ``.models`` of this folder imports it instead. A second import of
-# this package finds itself there.
+# What mmdet's registry imports at its first look-up, and ``.models`` imports in its place. After a reload, the registry
+# has ``.models`` there already.
 MMDET_LOCATIONS = ("mmdet.models",) if _DEFERRED in BACKBONES._locations else tuple(BACKBONES._locations)

@@ -1,9 +1,8 @@
-"""mmengine's own checkpoints, where torch refuses to read them.
+"""Reading the checkpoints of mmengine's Runner on torch >= 2.6.
 
-Since torch 2.6 ``torch.load`` reads nothing but tensors and plain containers by default, and mmengine 0.10 has not
-caught up: the logs that its Runner saves beside the weights make resuming, testing and inference fail. mmengine's
-loader of local files is still asked first; only what torch refuses is read here, by the reader of weights: tensors,
-arrays, plain containers and the Runner's logs.
+There ``torch.load`` reads only tensors and plain containers by default. mmengine 0.10 also saves logs, so resuming,
+testing and inference fail. Its loader of local files still comes first. What torch refuses is read by this package's
+reader: tensors, arrays, plain containers and the Runner's logs.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ Loader = Callable[..., Any]
 
 
 def read_runner_files() -> None:
-    """Let mmengine read its own local checkpoints on torch >= 2.6, for its Runner and all that loads as it does."""
+    """Make mmengine's checkpoint loader read the Runner's local files on torch >= 2.6."""
     theirs: Loader = CheckpointLoader._schemes[""]
     if theirs.__module__ != __name__:
         CheckpointLoader.register_scheme("", _after(theirs), force=True)
 
 
 def _after(theirs: Loader) -> Loader:
-    # mmengine logs the end of this name as the kind of storage.
+    # mmengine logs the end of this function's name as the kind of storage.
     def load_from_local(filename: str, map_location: Any = None) -> Any:
         try:
             return theirs(filename, map_location)
@@ -45,27 +44,27 @@ def _after(theirs: Loader) -> Loader:
 
 
 def read_runner_file(path: Path, map_location: Any = None) -> Any:
-    """Read a checkpoint of mmengine's Runner whole, logs included, without running any code in it.
+    """Read a whole checkpoint of mmengine's Runner, including its logs, without running code from the file.
 
     Args:
         path: A file that ``torch.save`` wrote.
-        map_location: Where the tensors go, as in ``torch.load``.
+        map_location: As in ``torch.load``.
 
     Raises:
-        UnsafeCheckpointError: The file holds an object of another class than those of the Runner's checkpoints.
+        UnsafeCheckpointError: The file has an object of a class that the Runner does not save.
         CheckpointError: The file is damaged.
     """
     return read_file(path, map_location, _RUNNER)
 
 
 def _history_buffer(builder: Builder, state: Any) -> HistoryBuffer:
-    """Make a log of its numbers. The file's own ``statistics_methods`` would change a table of the class."""
+    """Build a log from its numbers, without the file's ``statistics_methods``, which would change the class."""
     logs, counts, length = (state[key] for key in ("_log_history", "_count_history", "max_length"))
     for values in (logs, counts):
         if not isinstance(values, np.ndarray) or values.ndim != 1 or values.dtype.kind not in "biuf":
-            raise CheckpointError("holds a log that is not an array of numbers")
+            raise CheckpointError("has a log that is not an array of numbers")
     if len(logs) != len(counts) or type(length) is not int:
-        raise CheckpointError("holds a log whose counts do not belong to it")
+        raise CheckpointError("has a log whose counts do not match")
     buffer = HistoryBuffer(max_length=length)
     buffer._log_history, buffer._count_history = logs, counts
     return buffer
