@@ -21,7 +21,7 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
-    """The networks here are so small that threads wait for each other longer than they compute."""
+    """Use one thread: the networks are too small for more."""
     torch.set_num_threads(1)
 
 
@@ -32,7 +32,7 @@ def _seed():
 
 @pytest.fixture
 def process_group() -> Iterator[None]:
-    """A process group of this process alone."""
+    """A process group with a single process."""
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
@@ -43,7 +43,7 @@ RunPython = Callable[..., str]
 
 @pytest.fixture
 def run_python(tmp_path: Path) -> RunPython:
-    """A function that runs a script in a fresh interpreter and returns all that it printed.
+    """A function that runs a script in a new interpreter and returns its output.
 
     ``packages`` maps file names to sources of modules that are importable before any other, ``ours`` is where
     resnet_backbone comes from. A script that fails fails the test.

@@ -1,4 +1,4 @@
-"""What several test modules use."""
+"""Helpers of several test modules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
 
 def shake(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Move every parameter and every running statistic off its initial value, so that none can be mixed up unseen."""
+    """Change every parameter and running statistic from its initial value, so that mix-ups are seen."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -30,7 +30,7 @@ def shake(module: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def assert_same_bits(ours: Iterable[Tensor | None], theirs: Iterable[Tensor | None]) -> None:
-    """Both hold the same tensors, to the last bit."""
+    """Assert that both hold bitwise equal tensors."""
     ours, theirs = list(ours), list(theirs)
     assert len(ours) == len(theirs)
     for index, (a, b) in enumerate(zip(ours, theirs)):
@@ -50,9 +50,9 @@ def loss_of(levels: Iterable[Tensor]) -> Tensor:
 
 @contextmanager
 def refused(exception: type[Exception], words: Iterable[str]) -> Iterator[None]:
-    """What is done within raises ``exception``, saying ``words``.
+    """Assert that the block raises ``exception`` with ``words`` in its message.
 
-    What mmdet signals with an assert, or with KeyError or TypeError, can still be caught as that.
+    The error must also be a ValueError, and an AssertionError as in mmdet.
     """
     with pytest.raises(exception) as caught:
         yield

@@ -1,4 +1,4 @@
-"""Trainings by mmengine's Runner that test_distributed.py runs in one process, and this file, as a script, in two."""
+"""Training with mmengine's Runner. test_distributed.py runs it in one process, and this file as a script in two."""
 
 from __future__ import annotations
 

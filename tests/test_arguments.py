@@ -1,4 +1,4 @@
-"""Every wrong input is refused by the constructor, in words that name argument, value and what is allowed."""
+"""Wrong arguments raise an error that names the argument, the value and what is allowed."""
 
 import numpy as np
 import pytest

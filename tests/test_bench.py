@@ -1,4 +1,4 @@
-"""The benchmark: it compares before it times, counts what it says it counts, and states what it leaves out."""
+"""The benchmark compares features before timing, counts correctly, and reports skipped rows."""
 
 import json
 from dataclasses import replace
@@ -62,7 +62,7 @@ def test_inference_rows(tmp_path):
 
 
 def test_each_setting_is_compiled_separately():
-    """All networks share the code of ``forward``, of which the compiler takes eight versions and no more."""
+    """All networks share the code of ``forward``, and the compiler keeps at most eight versions of it."""
 
     def row(name, compiled):
         torch.manual_seed(0)

@@ -83,7 +83,7 @@ def test_checkpointing_is_bit_identical(block, planes, requires_grad, training):
 
 
 def saved_bytes(module, x):
-    """Bytes of the tensors that autograd keeps between forward and backward, each storage counted once."""
+    """Bytes of the tensors that autograd saves for the backward pass, each storage counted once."""
     kept = {}
 
     def pack(tensor):

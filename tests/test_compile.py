@@ -1,4 +1,4 @@
-"""torch.compile takes the whole backbone as one graph; so does torch.fx."""
+"""The backbone compiles as one graph, and torch.fx can trace it."""
 
 import copy
 
@@ -79,7 +79,7 @@ def test_symbolic_trace_is_bit_identical(arguments):
 
 
 def test_efficient_conv_bn_eval_of_the_runner():
-    """mmengine's Runner option traces the backbone, and computes convolutions and norms in eval mode as one."""
+    """This option of mmengine's Runner traces the backbone and folds norms in eval mode into convolutions."""
     exact = shake(ResNet(50, base_channels=4)).train()
     model = torch.nn.ModuleDict(dict(backbone=copy.deepcopy(exact)))
     turn_on_efficient_conv_bn_eval(model, "backbone")

@@ -1,4 +1,4 @@
-"""What PyTorch can do with a ResNet it can do with ours, folded or not, checkpointed or not."""
+"""PyTorch's features work with the backbones, folded or not, checkpointed or not."""
 
 import copy
 import functools
@@ -55,7 +55,7 @@ def assert_near(found, expected, tolerance=1e-4):
 
 
 def computed(backbone, x):
-    """Levels and gradients."""
+    """Features and gradients."""
     backbone.zero_grad()
     levels = backbone(x)
     loss_of(levels).backward()
@@ -63,7 +63,7 @@ def computed(backbone, x):
 
 
 class Wrapper(nn.Module):
-    """Stands for a layer, and shows none of its attributes, as adapters do."""
+    """Wraps a layer without its attributes, as adapters do."""
 
     def __init__(self, base_layer):
         super().__init__()

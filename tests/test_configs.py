@@ -73,7 +73,7 @@ def test_config_path_suggests_the_closest_name():
 
 
 def test_installed_configs_resolve_by_package(tmp_path, run_python):
-    """As in an installed wheel, which holds files where the source tree has links."""
+    """As in an installed wheel, which contains files instead of the source tree's links."""
     site = tmp_path / "site"
     shutil.copytree(PACKAGE, site / "resnet_backbone", ignore=shutil.ignore_patterns("__pycache__"))
     metadata = site / f"resnet_backbone-{__version__}.dist-info" / "METADATA"

@@ -1,4 +1,4 @@
-"""switch_to_deploy: equal to the exact path, smaller, for inference alone; export of plain and deployed models."""
+"""``switch_to_deploy``: equality with the exact path, errors in training, and export of plain and deployed models."""
 
 import copy
 import pickle

@@ -37,7 +37,7 @@ def test_contract_dilation_matches_torchvision(stride):
 
 
 def dilations(stage):
-    """Of the 3x3 in each block that is dilated, with padding that keeps the size."""
+    """The dilation of each block's dilated 3x3, whose padding keeps the size."""
     convs = [block.conv1 if isinstance(block, BasicBlock) else block.conv2 for block in stage]
     assert all(conv.padding == conv.dilation for conv in convs)
     return [conv.dilation[0] for conv in convs]

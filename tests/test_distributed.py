@@ -1,4 +1,4 @@
-"""Two processes: what DistributedDataParallel averages is what one process computes for the whole batch."""
+"""Gradients averaged over two processes match those of one process for the whole batch."""
 
 import os
 import subprocess
@@ -55,7 +55,7 @@ def test_gradients_of_two_processes_match_one(arguments, tmp_path):
 
 @pytest.fixture(scope="module")
 def trained_by_two(tmp_path_factory):
-    """The folder where two processes, started by torchrun, have put what they trained."""
+    """The folder with the results of two processes, started by torchrun."""
     folder = tmp_path_factory.mktemp("two")
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(

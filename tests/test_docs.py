@@ -1,4 +1,4 @@
-"""What README and docs show runs: every block of Python, each by itself, the examples; commands have those options."""
+"""The Python blocks, examples and commands in README and docs run."""
 
 import importlib.util
 import re
@@ -30,7 +30,7 @@ def blocks(language):
 
 
 def commands():
-    """What is shown of ``resnet-backbone``: in blocks of shell, and in lines of text and tables."""
+    """The ``resnet-backbone`` commands in shell blocks, text and tables."""
     for page in PAGES:
         yield from (found[1] or found[2] for found in INLINE.finditer(page.read_text()))
     for block in blocks("sh"):
@@ -68,7 +68,7 @@ def test_extras_exist():
 
 @pytest.fixture
 def downloads(tmp_path, monkeypatch):
-    """In place of torchvision's server, files of the right names with random weights."""
+    """Replace downloads from torchvision's server by files with random weights."""
 
     def fetch(url, *_, **__):
         path = tmp_path / url.rpartition("/")[2]
@@ -113,7 +113,7 @@ def test_freezing_example(tmp_path):
 
 
 def test_signals_example(signals_example, tmp_path, capsys):
-    """A narrow network and few steps, enough to tell most signals apart."""
+    """With a narrow network and few steps, which suffice to classify most signals."""
     out = tmp_path / "scales.png"
     signals_example.main(["--out", str(out), "--steps", "40", "--base-channels", "8"])
     assert out.read_bytes().startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""``resnet-backbone-doctor``: each broken combination is named, with the command that fixes it, wherever it runs."""
+"""``resnet-backbone-doctor`` names each broken combination and the command that fixes it."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The relatives of ResNet: each built, trained, folded, deployed and exported as ResNet itself is."""
+"""The other networks: building, training, folding, deployment and export."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ FAMILY = {
 
 @pytest.fixture(autouse=True)
 def _few_blocks(monkeypatch):
-    """A second block in a stage has all that a third one would have."""
+    """Use at most two blocks per stage: further ones are like the second."""
     for cls in vars(resnet_backbone).values():
         if isinstance(cls, type) and 50 in getattr(cls, "arch_settings", {}):
             block, _ = cls.arch_settings[50]

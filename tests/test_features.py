@@ -1,4 +1,4 @@
-"""``resnet-backbone features``: any backbone, the images that its weights want, and a figure that says so."""
+"""``resnet-backbone features``: backbones, preprocessing of images, and the figure."""
 
 import io
 import os
@@ -43,7 +43,7 @@ def config(tmp_path):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """What was drawn: the levels, the title and the subtitle."""
+    """The drawn levels, title and subtitle."""
     calls = []
 
     def draw(photo, levels, title, subtitle):

@@ -1,4 +1,4 @@
-"""Freezing, learning rates by depth, checkpointing after construction, devices and dtypes, the stem's level."""
+"""Freezing, learning rates by depth, checkpointing after construction, ``device``, ``dtype`` and ``out_stem``."""
 
 import copy
 import pickle
@@ -177,7 +177,7 @@ def test_out_stem(cls, fold_norm):
 
 
 class Adapter(nn.Module):
-    """A wrapper such as LoRA's: no attribute of the layer that it wraps."""
+    """A wrapper such as LoRA's, without the attributes of the wrapped layer."""
 
     def __init__(self, base_layer):
         super().__init__()

@@ -69,7 +69,7 @@ def train(folder, epochs, resume=False, frozen_stages=1, **options):
 
 
 def moved(recorder):
-    """For each epoch after the first, the stages whose weights it has changed."""
+    """The stages whose weights changed in each epoch after the first."""
     return [
         [number for number, (a, b) in enumerate(zip(before, after), start=1) if not torch.equal(a, b)]
         for before, after in zip(recorder.weights, recorder.weights[1:])

@@ -1,4 +1,4 @@
-"""FSDP2 in two processes, as docs/distributed.md shows it: losses and gradients are those of one process."""
+"""FSDP2 in two processes, as in docs/distributed.md: losses and gradients match those of one process."""
 
 import copy
 import re
@@ -55,7 +55,7 @@ def images(rank=None):
 
 
 def shown(name):
-    """The function of this name that the page shows."""
+    """The function with this name in docs/distributed.md."""
     (block,) = (
         code for code in re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.M | re.S) if f"def {name}(" in code
     )
@@ -82,7 +82,7 @@ def shard_folded_in_bf16(model, **options):
 
 
 def outputs_after_loading(mesh):
-    """Outputs of frozen, folded stages, in three ways of changing their weights, and what they are to be."""
+    """Outputs of frozen, folded stages after three ways of changing their weights, and the expected ones."""
     model = Detector(frozen_stages=4, fold_norm=True)
     expected = copy.deepcopy(model)
     shown("shard")(model, mesh=mesh)
@@ -152,7 +152,7 @@ def test_loss_and_gradients_match_one_process(case, sharded):
 
 
 def in_bf16(model, norms):
-    """The model, as FSDP's mixed precision computes it: running statistics stay in single precision."""
+    """The model as FSDP's mixed precision computes it, with running statistics in single precision."""
     for layer in model.modules():
         if norms or not isinstance(layer, _BatchNorm):
             for parameter in layer.parameters(recurse=False):

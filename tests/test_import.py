@@ -1,4 +1,4 @@
-"""What ``import resnet_backbone`` brings along, beyond what it needs."""
+"""``import resnet_backbone`` does not load modules that it does not need."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""``resnet-backbone info``: figures that torchvision's model, arithmetic by hand and autograd itself confirm."""
+"""``resnet-backbone info``: counts compared with torchvision's model, calculations by hand and autograd."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""The backbone in 8-bit integers: its features are near, everything else is refused."""
+"""The backbone in 8-bit integers: close features, and errors for unsupported uses."""
 
 import copy
 

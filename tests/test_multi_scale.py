@@ -105,7 +105,7 @@ def test_logits_are_computed_from_averaged_features(fusion):
 
 
 def test_branch_equals_a_resnet_with_its_kernel_size():
-    """With one kernel of 3 nothing is left of the scales: it is ResNet."""
+    """With a single kernel size of 3, the network is a ResNet."""
     scales = shake(small(18, num_stages=4, strides=(1, 2, 2, 2), kernel_sizes=(3,), stem_stride=4)).eval()
     resnet = ResNet(18, in_channels=2, base_channels=4, conv_cfg=dict(type="Conv1d"), norm_cfg=dict(type="BN1d")).eval()
     resnet.load_state_dict({key.replace("branches.0.", ""): value for key, value in scales.state_dict().items()})
@@ -133,7 +133,7 @@ def test_minimum_length_with_reference_padding(depth, deep_stem):
 
 
 def test_same_padding_keeps_branches_aligned():
-    """A click in the middle of a signal is seen in the middle by every branch."""
+    """An impulse in the middle of a signal is in the middle of every branch's features."""
     backbone = small(kernel_sizes=(3, 5, 7), fusion="concat", strides=(1, 1, 1)).eval()
     for module in backbone.modules():
         if isinstance(module, nn.Conv1d):
@@ -241,7 +241,7 @@ def outputs(model, length=400, count=2):
 
 
 def test_checkpointing_differs_only_by_rounding():
-    """The stem's gradient is the sum of the branches', which a checkpoint adds up in another order."""
+    """The stem's gradient is the sum over branches, and checkpointing changes the order of summation."""
     plain = shake(small(norm_eval=True)).double().train()
     checkpointed = small(norm_eval=True, with_cp=True).double().train()
     checkpointed.load_state_dict(plain.state_dict())

@@ -1,4 +1,4 @@
-"""MultiScaleResNet1d on signals of unequal length: each is computed as if it were alone."""
+"""MultiScaleResNet1d on signals of unequal length: results match those of each signal alone."""
 
 import copy
 
@@ -28,7 +28,7 @@ UNEQUAL = {
 
 
 def unequal(model, count=4, seed=0):
-    """A batch of signals of unequal length, the shortest that is allowed among them, with NaN behind their ends."""
+    """A batch of signals of unequal length, including the shortest allowed one, padded with NaN."""
     shortest = model.minimum_length
     lengths = torch.tensor([shortest, shortest + 31, shortest + 46, shortest + 17][:count])
     x = torch.randn(count, 2, shortest + 50, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -72,7 +72,7 @@ def test_gradients_of_unequal_lengths_match_single_signals(with_cp):
 
 
 def test_batch_statistics_exclude_the_padding():
-    """More padding changes neither logits nor running statistics; lengths that fill the batch change nothing at all."""
+    """Padding changes neither logits nor running statistics; lengths without padding change no bit."""
     model = shake(small(num_classes=3)).double().train()
     x, lengths = unequal(model)
     results = []

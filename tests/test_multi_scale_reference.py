@@ -1,4 +1,4 @@
-"""MultiScaleResNet1d with padding='reference': the public reference's arithmetic, gradients and names."""
+"""MultiScaleResNet1d with ``padding='reference'``: results, gradients and names of Multi-Scale-1D-ResNet."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def signals(length, count=2, leads=2):
 
 
 def reference_state(classes=6, leads=2, blocks=(1, 1, 1), seed=0):
-    """A state dict in the public reference's names, with any numbers."""
+    """A random state dict with the names of the public reference."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
 
@@ -50,7 +50,7 @@ def reference_state(classes=6, leads=2, blocks=(1, 1, 1), seed=0):
 
 
 def reference_logits(state, x, blocks=(1, 1, 1), windows=(16, 11, 6), training=False):
-    """The public reference's operations, one after the other, on its own parameters."""
+    """The operations of the public reference, with its parameters."""
 
     def norm(name, features):
         statistics = [state[f"{name}.running_mean"].clone(), state[f"{name}.running_var"].clone()]
@@ -101,7 +101,7 @@ def test_matches_the_reference(training, tmp_path):
 
 
 def test_matches_the_reference_with_more_blocks(tmp_path):
-    """Blocks without a projection shorten their features too: the windows are those of what is left of 512 samples."""
+    """Blocks without a projection shorten the features too, and the pooling windows change with the length."""
     blocks, windows = (1, 2, 1), (16, 9, 2)
     state = reference_state(blocks=blocks)
     model, _ = loaded(state, tmp_path, depth=blocks)

@@ -26,7 +26,7 @@ PLUGINS = {
 
 
 class Scale(nn.Module):
-    """A user's plugin: notes the order in which it ran."""
+    """A user's plugin that records the order of execution."""
 
     order: list = []  # noqa: RUF012
 
@@ -120,7 +120,7 @@ def test_every_plugin_at_every_position(name, block, position):
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_position_of_plugins(block):
-    """After the norm layer, and after the ReLU where one follows the norm layer and the sum does not."""
+    """Plugins run after the norm layer, or after its ReLU unless the sum follows."""
     for position in BLOCKS[block]:
         layer = make_block(block, [dict(cfg=dict(type=Scale, by=3.0), position=position)]).eval()
         plain = make_block(block, None).eval()

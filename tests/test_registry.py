@@ -1,4 +1,4 @@
-"""Where a config's type='ResNet' leads, with a working mmdet, a broken one and none."""
+"""The class that ``type='ResNet'`` builds, with a working mmdet, a broken one and none."""
 
 import pytest
 from helpers import refused

@@ -22,7 +22,7 @@ def small(depth=18, **arguments):
 
 @st.composite
 def backbones(draw):
-    """Arguments of a small backbone, any combination that is allowed."""
+    """Any allowed combination of arguments of a small backbone."""
     num_stages = draw(st.integers(1, 4))
     per_stage = dict(min_size=num_stages, max_size=num_stages)
     depth = draw(st.sampled_from([18, 50]))
@@ -299,7 +299,7 @@ def test_checkpointing_under_autocast_is_bit_identical():
 
 
 def train_in_a_group(rank, folder):
-    """Train as one of two processes; the first saves the gradients."""
+    """Train in one of two processes; the first saves the gradients."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(5))

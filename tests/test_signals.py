@@ -1,4 +1,4 @@
-"""Real signals, end to end: the example's data sets, model and metric, and mmengine's Runner on the config."""
+"""Data sets, model, metric and config of the signal classifier, and its training with mmengine's Runner."""
 
 import builtins
 from pathlib import Path
@@ -87,7 +87,7 @@ def test_classifier_gives_logits_losses_and_predictions():
 
 
 def test_runner_trains_the_config(tmp_path):
-    """A narrow, short version of the config; the archive's 1-nearest-neighbour with DTW has an error of 0.0933."""
+    """A narrow, short version of the config has a lower error than 1-NN with DTW (0.0933 in the archive)."""
     steps = 60
     cfg = Config.fromfile(CONFIG)
     cfg.merge_from_dict({

@@ -1,4 +1,4 @@
-"""The numbers are torchvision's: equal operations in equal order give equal bits."""
+"""Results are bit-identical to torchvision's: the operations are the same, in the same order."""
 
 import pytest
 import torch

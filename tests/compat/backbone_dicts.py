@@ -1,4 +1,4 @@
-"""The distinct ResNet backbone dicts in the configs that the installed mmdet ships."""
+"""The distinct backbone dicts in the configs of the installed mmdet."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def distinct_backbones(types: tuple[str, ...] = ("ResNet", "ResNetV1d")) -> dict
 
 @functools.cache
 def users_of_backbones(types: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """The names of all configs that have each of ``distinct_backbones``, under the same name."""
+    """The names of all configs with each of ``distinct_backbones``, by the same key."""
     return {users[0]: tuple(user.partition(":")[0] for user in users) for users, _ in _distinct(types)}
 
 
@@ -45,7 +45,7 @@ def _distinct(types: tuple[str, ...]) -> list[tuple[list[str], dict[str, Any]]]:
 
 @functools.cache
 def configs_by_backbone() -> dict[str, list[str]]:
-    """The names of the configs of each type of backbone: the detector's own, or that of a detector within."""
+    """The names of the configs with each type of backbone, including backbones of nested detectors."""
     found: dict[str, list[str]] = {}
     for path in sorted(CONFIGS.rglob("*.py")):
         model = _model_of(path)
@@ -73,7 +73,7 @@ def _model_of(path: Path) -> dict[str, Any]:
 
 
 def _backbones(node: Any) -> list[tuple[str, dict[str, Any]]]:
-    """The backbones anywhere below a model, of its teacher, its detectors, its neck too, each with its key."""
+    """All backbone dicts nested in a model's config, including those of teachers and necks, with their keys."""
     if isinstance(node, (list, tuple)):
         return [backbone for item in node for backbone in _backbones(item)]
     if not isinstance(node, dict):

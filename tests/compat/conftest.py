@@ -1,4 +1,4 @@
-"""Tests against a real mmdet. Where none can be imported they are skipped, with the reason; nothing else is."""
+"""Tests that compare with a real mmdet. They are skipped, with the reason, if it cannot be imported."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BIT_EXACT: dict[str, set[str]] = {}
 
 @pytest.fixture
 def bit_exact(request: pytest.FixtureRequest):
-    """Call it with a kind and a name once the two were found bit-equal; the summary counts them."""
+    """A function that records a bit-identical comparison by kind and name, for the summary."""
     return lambda kind, name: BIT_EXACT.setdefault(kind, set()).add(name)
 
 
@@ -56,7 +56,7 @@ def pytest_terminal_summary(terminalreporter) -> None:
 
 @pytest.fixture(autouse=True, scope="package")
 def _two_threads():
-    """Whole detectors are large enough for them, where no other process needs the cores."""
+    """Use two threads, which pay off for whole detectors, unless other processes need the cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
     yield

@@ -1,4 +1,4 @@
-"""What "the same to the last bit" means, asked of two backbones."""
+"""Bitwise comparison of two backbones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def seeded(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
-    """Build and initialise a module from a seed; its buffers and parameters depend on nothing else."""
+    """Build and initialise a module from a seed; its parameters and buffers depend only on the seed."""
     torch.manual_seed(seed)
     module = build()
     module.init_weights()
@@ -42,7 +42,7 @@ def _norm_modes(module: nn.Module) -> dict[str, bool]:
 
 
 def shake(ours: nn.Module, reference: nn.Module) -> None:
-    """Move every weight and statistic of both off its initial value, alike: zeros and ones hide mistakes."""
+    """Change every weight and statistic of both in the same way, because initial zeros and ones hide mistakes."""
     generator = torch.Generator().manual_seed(1)
     # Drawn once: a network of 100 million weights would take a second.
     noise = torch.rand(100_003, generator=generator)
@@ -57,7 +57,7 @@ def shake(ours: nn.Module, reference: nn.Module) -> None:
 
 
 def run(module: nn.Module, x: Tensor, backward: bool) -> dict[str, Any]:
-    """All that one pass leaves behind: outputs, gradients, and statistics."""
+    """Outputs, gradients and running statistics of one pass."""
     torch.manual_seed(2)
     x = x.clone().requires_grad_(backward)
     outputs = module(x)
@@ -73,7 +73,7 @@ def run(module: nn.Module, x: Tensor, backward: bool) -> dict[str, Any]:
 
 
 def assert_same_results(ours: nn.Module, reference: nn.Module, x: Tensor, backward: bool) -> None:
-    """Bitwise equal outputs, gradients and statistics; and numbers, because NaN equals nothing."""
+    """Assert that outputs, gradients and statistics are bitwise equal and finite."""
     results, expected = run(ours, x, backward), run(reference, x, backward)
     assert results.keys() == expected.keys()
     for name, value in expected.items():
@@ -85,7 +85,7 @@ def assert_same_results(ours: nn.Module, reference: nn.Module, x: Tensor, backwa
 
 
 def assert_bit_exact(ours: nn.Module, reference: nn.Module, x: Tensor) -> None:
-    """Everything: state after initialisation, what trains, eval and train passes, gradients."""
+    """Compare the initial state, the trainable parameters, passes in eval and train mode, and gradients."""
     assert_same_state(ours, reference)
     ours.train()
     reference.train()

@@ -1,4 +1,4 @@
-"""A small COCO data set: coloured shapes drawn on crops of a photograph."""
+"""A small COCO data set: colored shapes drawn on crops of a photograph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every distinct ResNet dict in mmdet's configs, and argument combinations that they miss, against mmdet's classes."""
+"""Comparison with mmdet's classes: every distinct ResNet dict in its configs, and further argument combinations."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def batch(channels: int = 3, size: int = 64) -> torch.Tensor:
 
 
 def without_sync(module):
-    """SyncBN refuses to train on a CPU: there mmdet's users turn it into BN, and so does this."""
+    """Replace SyncBN, which cannot be trained on a CPU, by BN."""
     return revert_sync_batchnorm(module)
 
 

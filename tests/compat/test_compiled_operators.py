@@ -1,4 +1,4 @@
-"""The operators that need no compiler, beside mmcv's compiled ones."""
+"""Comparison of the operators that need no compiler with mmcv's compiled ones."""
 
 from __future__ import annotations
 

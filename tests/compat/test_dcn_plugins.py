@@ -1,4 +1,4 @@
-"""Ours against mmdet's own ResNet and compiled mmcv's own operators."""
+"""DCN and plugins, compared with mmdet's ResNet and compiled mmcv's operators."""
 
 import json
 import os

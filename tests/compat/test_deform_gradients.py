@@ -1,4 +1,4 @@
-"""Gradients of our deformable convolutions against compiled mmcv's, at the start of a training and away from it."""
+"""Gradients of deformable convolutions, compared with compiled mmcv's, with zero and other offsets."""
 
 import pytest
 import torch

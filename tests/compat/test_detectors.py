@@ -1,4 +1,4 @@
-"""Whole mmdet detectors train several steps with bitwise equal losses when only the backbone changes hands."""
+"""Losses of mmdet's detectors over several training steps are bitwise equal with both backbone classes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def model_config(path: str, backbone: type | str) -> Config:
 
 
 def make_light(node: object) -> None:
-    """Drop the checkpoints that a model or a part of it (C4's shared head) would start from, and most sampled boxes."""
+    """Remove all pretrained checkpoints (including that of C4's shared head), and most sampled boxes."""
     if isinstance(node, (list, tuple)):
         for part in node:
             make_light(part)
@@ -62,7 +62,7 @@ def make_light(node: object) -> None:
 
 
 def train(path: str, backbone: type | str) -> list[dict[str, torch.Tensor]]:
-    """Losses of a few SGD steps, and the backbone's class for the caller to look at."""
+    """Losses of a few SGD steps, and the class of the backbone."""
     torch.manual_seed(0)
     detector = MODELS.build(model_config(path, backbone))
     expected = resnet_backbone.ResNet if isinstance(backbone, str) else backbone

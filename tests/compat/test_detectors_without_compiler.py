@@ -1,4 +1,4 @@
-"""Whole detectors on the operators that need no compiler, beside mmcv's compiled ones."""
+"""Whole detectors with the operators that need no compiler, compared with mmcv's compiled ones."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def narrow(node: Any) -> Any:
 
 
 def build(path: str) -> nn.Module:
-    """Build the detector of a shipped config, narrow, with every parameter off its initial value."""
+    """Build a narrow detector of an mmdet config, with every parameter changed from its initial value."""
     model = ConfigDict(narrow(Config.fromfile(str(CONFIGS / path)).model.to_dict()))
     model.backbone.update(
         depth=18, base_channels=8, norm_cfg=dict(requires_grad=True), norm_eval=False, frozen_stages=-1, init_cfg=None
@@ -68,7 +68,7 @@ def build(path: str) -> nn.Module:
 
 
 class Called:
-    """An extension module that notes which of its operators are called."""
+    """An extension module that records which of its operators are called."""
 
     def __init__(self, extension: Any) -> None:
         self.extension, self.names = extension, set()

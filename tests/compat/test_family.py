@@ -1,4 +1,4 @@
-"""Every distinct dict of ResNet's relatives in mmdet's configs, and combinations that they miss, against mmdet's."""
+"""Comparison of the other networks with mmdet's: every distinct dict in its configs, and further combinations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WITH_OPERATOR = [name for name, cfg in DICTS.items() if "dcn" in cfg or "sac" in
 
 @pytest.fixture(autouse=True)
 def _no_report_of_each_parameter(monkeypatch):
-    """mmengine's, which takes longer than the initialisation itself."""
+    """Disable mmengine's report, which takes longer than the initialization."""
     monkeypatch.setattr(BaseModule, "_dump_init_info", lambda self: None)
 
 
@@ -93,7 +93,7 @@ SWITCHABLE = dict(sac=dict(type="SAC", use_deform=True), stage_with_sac=(False, 
 
 
 def looks_twice(name: str, **arguments: Any) -> Callable[[Any], nn.Module]:
-    """A detector's backbone and the neck that looks again, with the classes of this package or with mmdet's."""
+    """The backbone and the recursive neck of a detector, with the classes of this package or of mmdet."""
 
     def build_both(module: Any) -> nn.Module:
         cls = getattr(module, name)

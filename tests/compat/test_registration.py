@@ -1,4 +1,4 @@
-"""Whoever is imported first, ``type='ResNet'`` builds our class, each order in a process of its own."""
+"""``type='ResNet'`` builds our class for every order of imports. Each order runs in its own process."""
 
 from __future__ import annotations
 

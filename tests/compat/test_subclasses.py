@@ -1,4 +1,4 @@
-"""mmdet's own subclasses of ResNet, with our classes as their bases: ResNeXt, RegNet, Res2Net, ResNeSt, and others."""
+"""mmdet's subclasses of ResNet (ResNeXt, RegNet, Res2Net, ResNeSt, ...) with our classes as their bases."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ SUBCLASSES = {
 
 @pytest.fixture(scope="module")
 def on_our_classes() -> dict[str, ModuleType]:
-    """mmdet's backbone modules, loaded a second time while the names they import are ours; then all is put back."""
+    """mmdet's backbone modules, loaded again with our classes in place of those that they import."""
     registered = dict(MODELS.module_dict)
     kept_names = {f"mmdet.models.backbones.{name}": getattr(backbones, name) for name in MODULES}
     kept_classes = {name: getattr(reference, name) for name in OURS}

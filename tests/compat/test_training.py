@@ -1,4 +1,4 @@
-"""A detector of configs/ trains with mmengine's Runner: it learns, resumes, detects, and is mmdet's bit for bit."""
+"""A detector of configs/ trains, resumes and detects with mmengine's Runner, bit-identical to mmdet's."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def data(tmp_path_factory):
 
 
 def config(data: Path, work_dir: Path, iterations: int, backbone: str = "ResNet") -> Config:
-    """The shipped config on drawn images, from scratch: there is no network to get ImageNet's weights from."""
+    """The config on generated images, without pretrained weights."""
     cfg = Config.fromfile(config_path(CONFIG))
     cfg.model.backbone.update(type=backbone, init_cfg=None, frozen_stages=-1, norm_eval=False)
     cfg.model.neck.update(out_channels=64)

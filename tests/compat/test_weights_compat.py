@@ -1,4 +1,4 @@
-"""mmdet's own members of the family, and mmdet's and mmengine's own checkpoints."""
+"""Weights for mmdet's other classes, and checkpoints of mmdet and mmengine."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Train, resume and apply detectors of mmdet's configs on rectangles and discs: a script of test_detector."""
+"""Script of test_detector: train, resume and apply mmdet's detectors on rectangles and discs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def make_images(folder: Path, count: int, seed: int) -> None:
 
 
 def configure(name: str, folder: Path) -> Config:
-    """mmdet's own config, made narrow, for the shapes."""
+    """mmdet's config, with narrow networks, for the shapes."""
     import mmdet
 
     config = Config.fromfile(str(Path(mmdet.__file__).parent / ".mim" / "configs" / DETECTORS[name]))
@@ -103,7 +103,7 @@ def configure(name: str, folder: Path) -> Config:
 
 
 def run(name: str, folder: Path) -> dict[str, float]:
-    """Train, train the second half again from the checkpoint in between, and detect."""
+    """Train, repeat the second half from the checkpoint between, and detect."""
     from mmdet.apis import DetInferencer
 
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Every distinct backbone dict of mmdet's configs without a compiler: each builds, and trains a step."""
+"""Every distinct backbone dict in mmdet's configs builds and trains one step without a compiler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""mmdet without compiled mmcv, from mmdet's configs to a mAP."""
+"""Training and evaluation of mmdet's detectors without compiled mmcv."""
 
 from __future__ import annotations
 

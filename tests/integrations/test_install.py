@@ -1,4 +1,4 @@
-"""mmcv's operators without a compiler: when they take effect, and when they keep out."""
+"""Installation of the operators without a compiler: when they are used, and when compiled ones are kept."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_log_names_the_operators_to_import(run_python):
 
 
 def test_compiled_operators_are_not_replaced(run_python):
-    """Whether they can be imported or not: what is broken should be seen."""
+    """Also if they cannot be imported, so that the error is visible."""
     script = """
 import sys
 from importlib.machinery import ModuleSpec

@@ -1,4 +1,4 @@
-"""The operators that mmcv has for GPUs alone, beside what defines them, and how an absent one is answered."""
+"""Operators that mmcv implements only for GPUs, compared with their definitions, and missing operators."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _has_ops() -> bool:
 
 
 def test_carafe():
-    """Each output pixel is the sum over its kernel of what lies around the pixel below it."""
+    """Each output pixel is a weighted sum of the input around the corresponding pixel."""
     groups, kernel_size, scale = 2, 3, 2
     features = torch.randn(2, 4, 3, 5, dtype=torch.float64)
     masks = torch.randn(2, groups * 9, 6, 10, dtype=torch.float64)
@@ -142,7 +142,7 @@ def test_masked_convolution():
 
 
 def roi_pool_by_hand(features, rois, bins, scale):
-    """mmcv's rule: a box includes its last pixel, and is scaled without rounding."""
+    """mmcv's definition: a box includes its last pixel, and is scaled without rounding."""
     output = torch.zeros(len(rois), features.shape[1], *bins)
     for index, (image, *box) in enumerate(rois.tolist()):
         x1, y1, x2, y2 = (box[0] * scale, box[1] * scale, (box[2] + 1) * scale, (box[3] + 1) * scale)
@@ -180,7 +180,7 @@ def test_roi_pool():
 
 @pytest.mark.parametrize("sampling_ratio", [0, 2])
 def test_deformable_roi_pool(sampling_ratio):
-    """Without offsets it is RoIAlign; its gradients are those of its values."""
+    """Without offsets it equals RoIAlign. Gradients are compared with numeric ones."""
     features = torch.randn(2, 3, 6, 7, dtype=torch.float64)
     rois = torch.tensor([[0, 2.3, 3.1, 15.7, 17.2], [1, 5.3, 3.6, 20.1, 14.9]], dtype=torch.float64)
     options = dict(pooled_height=2, pooled_width=2, spatial_scale=0.3, sampling_ratio=sampling_ratio)

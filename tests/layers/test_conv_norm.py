@@ -1,4 +1,4 @@
-"""fold_norm: convolution and norm as one, equal to the exact path but for rounding."""
+"""``fold_norm``: convolution and norm as one operation, equal to the exact path up to rounding."""
 
 import copy
 import pickle

@@ -27,7 +27,7 @@ LAST_STAGES = (False, True, True, True)
 
 
 def make(cls, *args, **kwargs):
-    """A layer whose offsets and sample weights are not those that it starts with."""
+    """A layer with offsets and sample weights that differ from the initial ones."""
     torch.manual_seed(0)
     layer = cls(*args, **{"bias": False, **kwargs})
     nn.init.normal_(layer.conv_offset.weight, std=0.2)
@@ -36,7 +36,7 @@ def make(cls, *args, **kwargs):
 
 
 def by_hand(layer, x):
-    """Deformable convolution as the papers write it: a sum over points, each sampled bilinearly."""
+    """Deformable convolution as defined in the papers: a sum over bilinearly sampled points."""
     out = layer.conv_offset(x)
     (n, _, height, width), (kh, kw) = out.shape, layer.kernel_size
     points, groups = kh * kw, layer.deform_groups
@@ -101,7 +101,7 @@ def test_starts_as_an_ordinary_convolution(cls):
 
 @pytest.mark.parametrize("modulated", [False, True])
 def test_points_on_the_border_give_no_offset_gradient(modulated):
-    """With zero offsets a padding of 1 puts every first row and column of points there; mmcv gives them no gradient."""
+    """With zero offsets and a padding of 1, the first row and column of points lie on the border; mmcv gives them none."""
     torch.manual_seed(0)
     x, weight = torch.randn(1, 4, 5, 6), torch.randn(4, 4, 3, 3)
     offset = torch.zeros(1, 18, 5, 6, requires_grad=True)

@@ -1,4 +1,4 @@
-"""ResNets for signals and volumes: everything that works for images works there, and 2D stays as it is."""
+"""ResNets for signals and volumes."""
 
 import copy
 import re
@@ -96,7 +96,7 @@ def test_outputs_match_feature_info(dims, depth, cls, side, strides, dilations, 
 
 @pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
 def test_signal_equals_an_image_of_one_row(block):
-    """The 1D block computes what the 2D block does with the middle rows of its kernels."""
+    """The 1D block equals the 2D block whose kernels have only a middle row."""
     signal = shake(ResLayer(block, 4, 4, 2, stride=2, avg_down=True, **SIGNALS)).eval()
     image = ResLayer(block, 4, 4, 2, stride=2, avg_down=True).eval()
     state = image.state_dict()

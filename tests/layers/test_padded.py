@@ -1,4 +1,4 @@
-"""Signals of unequal length: batch norms in train mode see the signals' own positions."""
+"""Signals of unequal length: batch norms in train mode use only valid positions."""
 
 import copy
 
@@ -19,7 +19,7 @@ def padded(dtype=torch.float64, count=3):
 
 
 def positions(features):
-    """All positions of the signals, one after the other: ``(1, C, sum of the lengths)``."""
+    """All valid positions of the signals, concatenated: ``(1, C, sum of the lengths)``."""
     return torch.cat([signal[:, :length] for signal, length in zip(features, LENGTHS.tolist())], dim=1)[None]
 
 

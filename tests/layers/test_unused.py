@@ -1,4 +1,4 @@
-"""Stages behind the last of out_indices: DistributedDataParallel does not wait for their gradients."""
+"""Stages after the last of ``out_indices``: DistributedDataParallel does not wait for their gradients."""
 
 import copy
 
@@ -69,7 +69,7 @@ def test_unused_gradients_stay_none_with_find_unused_parameters(process_group):
 
 def test_stage_used_elsewhere_keeps_its_gradients(request):
     class Detector(torch.nn.Module):
-        """Runs the last stage as a head, as detectors of the C4 kind do."""
+        """Runs the last stage in the head, as C4 detectors do."""
 
         def __init__(self):
             super().__init__()

@@ -5,13 +5,13 @@ from torch import nn
 
 @pytest.fixture(autouse=True)
 def hub_dir(tmp_path, monkeypatch):
-    """A cache of its own for each test."""
+    """A separate cache for each test."""
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     return tmp_path / "hub" / "checkpoints"
 
 
 def shake(model, seed=0):
-    """Give every weight and statistic a value of its own, so that no two layers can be confused."""
+    """Give every weight and statistic different values, so that layers cannot be confused."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         weight = getattr(module, "weight", None)
@@ -28,7 +28,7 @@ def shake(model, seed=0):
 
 
 def relative_difference(ours, theirs):
-    """The worst difference over all levels, relative to the largest value of the level."""
+    """The largest difference over all levels, relative to the largest value of the level."""
     assert len(ours) == len(theirs)
     with torch.no_grad():
         return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs))
@@ -66,7 +66,7 @@ def _torchvision_levels():
 
 @pytest.fixture
 def snapshot():
-    """Tell whether a module's state has changed since."""
+    """A function that tells whether the module's state has changed."""
 
     def take(module):
         before = {name: value.clone() for name, value in module.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Files made to do harm: to run code, to take memory and time, to show memory that is not theirs."""
+"""Hostile files that try to run code, exhaust memory or time, or expose memory."""
 
 import io
 import os
@@ -505,7 +505,7 @@ _PARTS = st.sampled_from(
 
 
 def check_reading(path):
-    """Read a file, whatever is in it; no other exception leaves this than the one expected."""
+    """Read any file, and allow only ``CheckpointError``."""
     with suppress(CheckpointError):
         content = read_file(path)
         list(containers(content))

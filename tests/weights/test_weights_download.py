@@ -43,7 +43,7 @@ class Server(http.server.ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}/{path}"
 
     def handle_error(self, request, client_address):
-        """A client that hangs up is no news."""
+        """Ignore clients that close the connection."""
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -154,7 +154,7 @@ class DamagedError(CheckpointError):
 
 
 def check(path):
-    """Stand in for reading the file: only the whole of it can be read."""
+    """Replacement for reading the file, which fails if it is incomplete."""
     if path.read_bytes() != CONTENT:
         raise DamagedError(f"{path} is damaged or cut off")
 

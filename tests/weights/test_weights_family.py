@@ -1,4 +1,4 @@
-"""The weights of ResNet's relatives, under every name that they go by: loaded, they compute the same features."""
+"""Weights of the other networks with the names of every framework give the same features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What fits, what does not, and what is said about it."""
+"""Matching of weights and backbone, and the report about it."""
 
 import copy
 import pickle
@@ -18,14 +18,14 @@ def narrow(depth, **kwargs):
 
 @pytest.fixture(scope="module")
 def states():
-    """Torchvision's names, in networks that are quick to build."""
+    """State dicts with torchvision's names, of small networks."""
     classifier = {"fc.weight": torch.rand(10, 4), "fc.bias": torch.rand(10)}
     return {depth: {**narrow(depth).state_dict(), **classifier} for depth in (18, 34, 50)}
 
 
 @pytest.fixture
 def file(states):
-    """A state dict, changed as asked."""
+    """A function that returns a changed copy of a state dict."""
 
     def make(depth=18, change=lambda state: None):
         state = copy.copy(states[depth])
@@ -284,7 +284,7 @@ def test_other_number_of_channels_in_the_file_is_a_mismatch(refused):
 
 
 class Offsets(nn.Conv2d):
-    """A convolution with more parameters than a convolution, as deformable ones have."""
+    """A convolution with additional parameters, like a deformable one."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Every naming scheme, built from its own models, gives its own features.
+"""Weights with the names of every framework give the features of the framework's model.
 
 The checkpoints are in memory: reading files is tested elsewhere.
 """
@@ -22,7 +22,7 @@ DEPTHS = (18, 50)
 
 @pytest.fixture(autouse=True)
 def _no_initialisation(monkeypatch):
-    """Random weights that nobody looks at cost more than all the rest of these tests."""
+    """Skip random initialization, which takes longer than the tests."""
     for name in ("kaiming_uniform_", "kaiming_normal_"):
         monkeypatch.setattr(nn.init, name, lambda tensor, *args, **kwargs: tensor)
 
@@ -309,13 +309,13 @@ def scheme_of(name):
 
 
 def renamed(backbone, rename):
-    """A backbone's state dict, with the names that ``rename`` makes of its own; numbers of batches left out."""
+    """A backbone's state dict with names translated by ``rename``, without ``num_batches_tracked``."""
     state = backbone.state_dict()
     return {rename(name): value for name, value in state.items() if not name.endswith("num_batches_tracked")}
 
 
 def block_layer(name):
-    """Take ``layer2.0.bn1.weight`` apart: stage, block, 'conv' or 'norm', number or None for a shortcut, leaf."""
+    """Split ``layer2.0.bn1.weight`` into stage, block, 'conv' or 'norm', number (None for a shortcut) and leaf."""
     match = re.fullmatch(r"layer(\d)\.(\d+)\.(?:(conv|bn)(\d)|downsample\.(\d))\.(\w+)", name)
     if match is None:
         return None
@@ -324,7 +324,7 @@ def block_layer(name):
 
 
 def stem_layer(name):
-    """Take ``stem.4.weight`` or ``conv1.weight`` apart: number, 'conv' or 'norm', leaf."""
+    """Split ``stem.4.weight`` or ``conv1.weight`` into number, 'conv' or 'norm', and leaf."""
     if match := re.fullmatch(r"stem\.(\d)\.(\w+)", name):
         return int(match[1]) // 3 + 1, "norm" if int(match[1]) % 3 else "conv", match[2]
     layer, leaf = name.split(".")
@@ -332,7 +332,7 @@ def stem_layer(name):
 
 
 def is_projection(index, avg_down):
-    """Whether a layer of a shortcut is its convolution; the pooling before it counts."""
+    """Whether a layer of a shortcut is its convolution, also after a pooling layer."""
     return int(index) == int(avg_down)
 
 

@@ -1,4 +1,4 @@
-"""Wrapped backbones, state dicts, averaged weights, input channels, and what is known beyond the tensors."""
+"""Wrapped backbones, state dicts, averaged weights, input channels and preprocessing."""
 
 import copy
 from collections import OrderedDict

@@ -32,7 +32,7 @@ def state():
 
 
 class Bomb:
-    """Leaves a trace if it is ever unpickled for real."""
+    """Writes a file if it is unpickled by Python."""
 
     def __init__(self, trace, call=os.system):
         self.trace = trace
@@ -100,7 +100,7 @@ def test_hostile_opcodes(opcodes, tmp_path):
 
 
 class NestedStorage:
-    """A pickled tensor's storage, with bytes of our choice in it."""
+    """The storage of a pickled tensor, with given bytes."""
 
     def __init__(self, data):
         self.data = data
@@ -137,7 +137,7 @@ def torchscript_writer(trace):
 
 
 def tar_named_like_legacy():
-    """A tar archive whose first name begins with the number that opens torch's legacy files."""
+    """A tar archive whose first name begins with the magic number of torch's legacy format."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT, encoding="latin1") as archive:
         archive.addfile(tarfile.TarInfo((b"\x80\x02" + LEGACY_MAGIC + b".").decode("latin1")))

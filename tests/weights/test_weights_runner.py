@@ -1,4 +1,4 @@
-"""Checkpoints of mmengine's Runner are read whole on every torch, and nothing else is."""
+"""Reading of checkpoints of mmengine's Runner on every version of torch."""
 
 import logging
 import pickle
@@ -17,7 +17,7 @@ from resnet_backbone.integrations.mmdet.runner_files import read_runner_file, re
 
 @pytest.fixture
 def checkpoint():
-    """What the Runner saves, logs included."""
+    """A checkpoint of the Runner, including its logs."""
     hub = MessageHub("of the test")
     for step in range(3):
         hub.update_scalar("train/loss", np.float64(0.5) ** step)
@@ -102,7 +102,7 @@ def test_unknown_objects_are_rejected_by_name(tmp_path, checkpoint, value, names
 
 
 class Log:
-    """A HistoryBuffer's pickle with a state of our choice."""
+    """A pickled HistoryBuffer with a given state."""
 
     def __init__(self, **state):
         self.state = dict(_log_history=np.ones(2), _count_history=np.ones(2), max_length=10) | state

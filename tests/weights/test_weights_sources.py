@@ -1,4 +1,4 @@
-"""Every kind of source, and the three roads to it."""
+"""Every kind of source, through each of the three ways to load it."""
 
 import hashlib
 import json
@@ -48,7 +48,7 @@ def path(tmp_path, state):
 
 @pytest.fixture(scope="module")
 def full_width(tmp_path_factory):
-    """What the command builds by ``--depth`` has the usual width."""
+    """The command's ``--depth`` builds a network of full width."""
     path = tmp_path_factory.mktemp("full_width") / "resnet18.pth"
     torch.save(torchvision.models.resnet18().state_dict(), path)
     yield str(path)
@@ -57,7 +57,7 @@ def full_width(tmp_path_factory):
 
 @pytest.fixture
 def asked(monkeypatch, path):
-    """Answer every download with one file, and remember the URLs."""
+    """Replace every download by one file, and record the URLs."""
     urls = []
 
     def fetch(url, sha256=None, progress=True, patient=True, check=None):
@@ -173,7 +173,7 @@ def test_other_modules_are_initialized_by_mmengine(path, tmp_path, state):
 
 def test_other_modules_load_from_replacement_servers(state, asked):
     class SharedHead(BaseModule):
-        """The last stage alone, as mmdet's C4 detectors have it."""
+        """The last stage, as in mmdet's C4 detectors."""
 
         def __init__(self):
             super().__init__(dict(type="Pretrained", checkpoint="open-mmlab://detectron2/resnet50_caffe"))
@@ -329,7 +329,7 @@ def test_table_has_all_names_of_mmdet_resnet_configs():
 
 @pytest.fixture
 def repository(monkeypatch, tmp_path, state):
-    """A stand-in for the hub: what it is asked for, and files by name."""
+    """A replacement for the hub, with requested names and files."""
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -427,7 +427,7 @@ def test_missing_hub_client(monkeypatch):
 
 
 class Petrel:
-    """Stands in for the client of the object store."""
+    """A replacement for the client of the object store."""
 
     def __init__(self, content):
         self.content = content
