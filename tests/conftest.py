@@ -14,7 +14,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 
 hypothesis.settings.register_profile("local", deadline=None, max_examples=15)
-# The same examples in every CI run: a red build is never a matter of luck.
+# Every CI run uses the same examples, so that results are reproducible.
 hypothesis.settings.register_profile("ci", parent=hypothesis.settings.get_profile("local"), derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 

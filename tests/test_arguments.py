@@ -53,7 +53,7 @@ WRONG = [
     (dict(depth=50, style="tf"), ValueError, ["style", "'tf'", "'pytorch'", "'caffe'"]),
     (dict(style=None), ValueError, ["style", "None", "'pytorch'", "'caffe'"]),
     (dict(style=np.array(["pytorch", "caffe"])), ValueError, ["style", "'pytorch' or 'caffe'"]),
-    # truth values: a string is true whatever it says
+    # booleans: any non-empty string would be true
     (dict(deep_stem="False"), TypeError, ["deep_stem", "'False'", "True or False"]),
     (dict(deep_stem=np.ones(2)), TypeError, ["deep_stem", "True or False"]),
     (dict(avg_down="no"), TypeError, ["avg_down", "no", "True or False"]),

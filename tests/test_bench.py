@@ -43,7 +43,7 @@ def test_training_rows_report_difference_time_and_memory(tmp_path, capsys):
         assert len(result["milliseconds"]) == 1
         assert result["error"] < (2e-2 if "bf16" in result["name"] else 1e-4)
     assert results["torchvision"]["saved_bytes"] == results["exact"]["saved_bytes"]
-    # At 64 pixels the small tensors weigh more than in earnest.
+    # At 64 pixels, small tensors have a larger share than at real sizes.
     assert results["folded"]["saved_bytes"] < 0.6 * results["exact"]["saved_bytes"]
     assert table["flops"] == count_flops(replace(TINY_TRAIN, batch=2, height=64, width=64))
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -67,7 +67,7 @@ def test_checkpointing_is_bit_identical(block, planes, requires_grad, training):
     outs, xs = [], []
     for module in (plain, checkpointed):
         x = torch.randn(2, 8, 8, 8, generator=torch.Generator().manual_seed(1)).requires_grad_(requires_grad)
-        # What comes before the block holds a graph too: the block must not break it.
+        # The input also has a graph, which the block must not break.
         out = module(x * 2)
         out.square().sum().backward()
         outs.append(out)

@@ -41,7 +41,7 @@ def test_fragment_builds_the_named_backbone(file):
     cfg = Config.fromfile(str(file))
     assert cfg.custom_imports == dict(imports=["resnet_backbone"], allow_failed_imports=False)
     name = next(name for name in TYPES if file.stem.startswith(name))
-    # Old torchvisions cannot tell the shape that a deformable convolution returns without computing it.
+    # Old versions of torchvision have no meta kernel for deformable convolutions.
     device = "cpu" if TORCH < (2, 5) and name.startswith("detectors") else "meta"
     backbone = build_backbone(dict(cfg.model.backbone, device=device))
     assert type(backbone).__name__ == TYPES[name]
@@ -89,7 +89,7 @@ from mmengine import Config
 cfg = Config.fromfile("mine.py").model.backbone
 print(resnet_backbone.__file__)
 print(type(resnet_backbone.build_backbone(cfg)).__module__, cfg.depth, cfg.base_channels, cfg.init_cfg.checkpoint)
-# A config imports what lies beside it.
+# Configs can import modules in the same folder.
 from resnet_backbone.integrations.mmdet.configs import config_path
 Config.fromfile(config_path("signals/multi-scale-resnet1d_gunpoint.py"))
 print(__import__("ucr_signals").__file__)

@@ -70,7 +70,7 @@ def test_default_photograph_is_grace_hopper():
 def test_photographs_are_rotated_and_resized(tmp_path):
     path = tmp_path / "photo.jpg"
     exif = Image.Exif()
-    exif[0x0112] = 6  # lying on its side
+    exif[0x0112] = 6  # rotated by 90 degrees
     Image.new("L", (3000, 1500)).save(path, exif=exif)
     assert load_photograph(str(path)).shape == (1024, 512, 3)
 
@@ -134,5 +134,5 @@ def test_draws_photographs_of_any_shape(size):
             f"{level.name}\nstride {level.stride}\n{columns} \N{MULTIPLICATION SIGN} {rows}\n{channels} channels"
             in texts
         )
-    # The photograph, and per level its energy and as many channels, in two lines, as the poorest level has.
+    # The photograph, and for each level its energy and the same number of channels, in two rows.
     assert len(figure.axes) == 1 + len(levels) * (1 + 4)

@@ -101,7 +101,7 @@ def test_sync_batch_norm_is_bit_identical_in_eval_mode(how, arguments):
     backbone = synchronised(build(**arguments), how).train()
     norms = [layer for layer in backbone.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     assert {type(layer) for layer in norms} == {nn.SyncBatchNorm}
-    assert not any(layer.training for layer in norms)  # norm_eval goes on
+    assert not any(layer.training for layer in norms)  # norm_eval still applies
     assert backbone.state_dict().keys() == expected.state_dict().keys()
     assert_same_bits(backbone.state_dict().values(), expected.state_dict().values())
     assert [p.requires_grad for p in backbone.parameters()] == [p.requires_grad for p in expected.parameters()]

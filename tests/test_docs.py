@@ -48,7 +48,7 @@ def test_every_code_block_has_a_known_language(page):
 
 @pytest.mark.parametrize("command", sorted(set(commands())))
 def test_command_has_these_options(command):
-    # Exits where it has not.
+    # Exits if an option does not exist.
     _parser().parse_args(shlex.split(command))
 
 
@@ -82,7 +82,7 @@ def downloads(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("page", "line", "code"), list(blocks("python")))
 def test_code_block_runs(page, line, code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    # The numbers of its lines in a traceback are those of the page.
+    # Line numbers in a traceback are those of the page.
     exec(compile("\n" * (line - 1) + code, str(page), "exec"), {"__name__": "__main__"})
 
 

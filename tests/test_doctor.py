@@ -52,7 +52,7 @@ HEALTHY = {
         torchvision=Probe("ModuleNotFoundError: No module named 'torchvision'"),
     ),
 }
-# What is broken, and the component, a part of the sentence and the whole command that are expected.
+# The problem, and the expected component, part of the sentence, and command.
 BROKEN = {
     "mmcv 2.2 with mmdet 3.3": (
         env({**MMDET, "mmcv": "2.2.0"}, mmcv=COMPILED, mmdet=Probe(REFUSED)),
@@ -252,7 +252,7 @@ def test_each_problem_has_one_command(name):
     finding = broken(found)[component]
     assert text in finding.text
     assert finding.fix == command
-    # One cause, one command: what only follows from it has none.
+    # One command for the cause, and none for its consequences.
     assert [other.fix for other in broken(found).values() if other.fix] == [command]
     printed = report(found, diagnose(found)).splitlines()
     # On a line of its own, whole.
@@ -271,7 +271,7 @@ def test_consequences_name_their_cause():
     assert findings["resnet_backbone"].text.startswith("because of mmengine, mmcv: ")
 
 
-# An environment made of these alone: python -S leaves out everything that is installed.
+# python -S ignores all installed packages, so the environment has only these.
 TORCH = """
 __version__ = "2.12.1"
 class version: cuda = hip = None

@@ -72,7 +72,7 @@ def backbone_of(name, **arguments):
     backbone = shake(build_backbone({**copy.deepcopy(FAMILY[name]), **arguments}))
     for module in backbone.modules():
         if hasattr(module, "weight_gamma"):
-            # Standardised weights are large until a checkpoint says how large: features would overflow.
+            # Standardized weights are large without a checkpoint: features would overflow.
             module.weight_gamma.fill_(0.05)
     return backbone
 
@@ -111,7 +111,7 @@ def test_feature_info_describes_the_outputs(name):
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_folded_step_equals_the_exact_one(name):
-    # In double precision: in single, a ReLU that rounding switches moves gradients by more than rounding.
+    # In single precision, rounding can switch a ReLU and change gradients by more than rounding.
     backbone, x = backbone_of(name).double().train(), images(name).double()
     expected = step(backbone, x)
     for parameter_name, parameter in backbone.named_parameters():

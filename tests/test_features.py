@@ -73,7 +73,7 @@ def test_random_weights_are_reported(photo, config, drawn, tmp_path, capsys):
         ("layer4", 32, (32, 2, 2)),
     ]
     assert imread(out).shape[1] >= 900
-    # The same every time.
+    # Deterministic.
     torch.manual_seed(123)
     assert main(["features", photo, "--config", config, "--out", str(out)]) == 0
     for first, second in zip(levels, drawn[1][0]):

@@ -22,7 +22,7 @@ pytestmark = [
     ),
 ]
 
-# Since torch 2.15 gradients reach the reduction as they are, not rounded to the dtype that parameters are computed in.
+# Since torch 2.15, gradients are not rounded to the compute dtype before the reduction.
 KEEPS_GRAD_DTYPE = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 15)
 PAGE = Path(__file__).parents[1] / "docs/distributed.md"
 
@@ -116,7 +116,7 @@ def train_sharded(rank, folder):
         if arguments.get("channels_last"):
             model.to(memory_format=torch.contiguous_format)
         shown("shard")(model, mesh=mesh)
-        for _ in range(2):  # the second time with what the first has left
+        for _ in range(2):  # the second time with the state after the first
             model.zero_grad()
             found[case] = results(model, images(rank))
     for case, arguments in BF16.items():
@@ -170,7 +170,7 @@ def test_mixed_precision_matches_one_process(case, sharded):
         model.zero_grad()
         halves.append(results(model, images(rank).bfloat16()))
     assert any(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
-    # Rounding to bf16 shows: this is not the computation in single precision.
+    # The result shows rounding to bf16.
     single = results(Detector(**BF16[case]), images(0).float())
     assert (halves[0]["loss"].float() - single["loss"]).abs() > 1e-5 * single["loss"].abs()
     expected = {

@@ -51,7 +51,7 @@ def test_counts_match_torchvision(depth, classifier):
     with torch.device("meta"):
         x = torch.empty(1, 3, 224, 224)
     assert ours.total.macs == macs_by_hooks(peer, x) - fc
-    # What torchvision states in its documentation, in thousands of millions, for the network with its classifier.
+    # GFLOPS from torchvision's documentation, for the network with its classifier.
     documented = models.get_model_weights(f"resnet{depth}").IMAGENET1K_V1.meta["_ops"]
     assert round((ours.total.macs + fc) / 1e9, 1) == round(documented, 1)
 
@@ -129,7 +129,7 @@ def test_norms_are_named_with_their_mode():
     assert describe(VARIANTS["folded"], SIZE).parts[1].norms == "10 BatchNorm2d eval folded"
     assert describe(VARIANTS["deployed"], SIZE).parts[1].norms == ""
     assert describe(VARIANTS["deep stem, GN, checkpoints"], SIZE).parts[0].norms == "3 GroupNorm"
-    # A norm whose convolution somebody has hooked into is computed apart.
+    # A norm whose convolution has a hook is not folded.
     hooked = copy.deepcopy(VARIANTS["folded"])
     hooked.layer2[0].conv1.register_forward_hook(lambda *_: None)
     assert describe(hooked, SIZE).parts[2].norms == "1 BatchNorm2d eval, 12 BatchNorm2d eval folded"

@@ -44,7 +44,7 @@ def test_features_are_close():
         assert [level.shape for level in levels] == [level.shape for level in expected]
         for level, exact in zip(levels, expected):
             error = (level - exact).norm() / exact.norm()
-            # It is near, and it is quantized.
+            # Close, but not equal.
             assert 1e-3 < error < 0.1
             assert not level.requires_grad
 

@@ -101,7 +101,7 @@ def test_logits_are_computed_from_averaged_features(fusion):
     x = signals(77)
     last = features(x)[-1]
     torch.testing.assert_close(classifier(x), classifier.fc(last.mean(dim=2)))
-    assert classifier(signals(40, count=1)).shape == (1, 3)  # a batch of one stays a batch
+    assert classifier(signals(40, count=1)).shape == (1, 3)  # the batch dimension is kept
 
 
 def test_branch_equals_a_resnet_with_its_kernel_size():

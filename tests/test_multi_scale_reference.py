@@ -77,7 +77,7 @@ def reference_logits(state, x, blocks=(1, 1, 1), windows=(16, 11, 6), training=F
                 features = (residual + shortcut[:, :, : residual.shape[2]]).relu()
         pooled.append(F.avg_pool1d(features, kernel_size=window, stride=1))
     joined = torch.cat(pooled, dim=1)
-    assert joined.shape[1:] == (768, 1)  # on its own length each window spans all that is left
+    assert joined.shape[1:] == (768, 1)  # at this length each window covers all features
     return F.linear(joined.squeeze(2), state["fc.weight"], state["fc.bias"])
 
 

@@ -62,7 +62,7 @@ class ResLayer(nn.Module):
     pass
 """
 
-# What stands in for mmdet, and the reasons that the log gives.
+# Replacements for mmdet, and the reasons in the log.
 CASES = {
     "missing": (
         {"mmdet/__init__.py": "raise ModuleNotFoundError(\"No module named 'mmdet'\")"},
@@ -89,7 +89,7 @@ def test_resnet_is_found_from_every_scope(case, run_python):
     packages, reasons = CASES[case]
     printed = run_python(LOOK_UPS, {**OTHER, **packages}).splitlines()
     assert printed[-1] == "done"
-    # One line for each thing that is wrong, and nothing else: no warnings of mmengine's.
+    # One line for each problem, and no warnings of mmengine.
     logged = printed[:-1]
     assert len(logged) == len(reasons), printed
     for line, reason in zip(logged, reasons):
@@ -116,7 +116,7 @@ assert resnet_backbone.BACKBONES is MODELS
 assert MODELS.get("ResNet") is resnet_backbone.ResNet
 assert MODELS.get("ResNetV1d") is resnet_backbone.ResNetV1d
 assert MODELS.get("ResNetV1c") is resnet_backbone.ResNetV1c
-# mmdet's ResLayer is another thing, the head that its C4 detectors share.
+# mmdet's ResLayer is the shared head of its C4 detectors.
 assert MODELS.get("ResLayer") is mmdet.models.ResLayer
 """
     assert run_python(script, CASES["working"][0]) == ""

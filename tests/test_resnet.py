@@ -63,7 +63,7 @@ def test_outputs_match_feature_info(arguments, size):
         levels, backbone.feature_info, backbone.out_channels, backbone.out_strides
     ):
         assert level.shape[1] == channels == info.channels
-        # Strided layers round up, one after the other, which is rounding up once.
+        # Each strided layer rounds up, which equals rounding up once.
         assert level.shape[2:] == tuple(-(-side // stride) for side in size)
         assert stride == info.reduction
         assert isinstance(backbone.get_submodule(info.module), ResLayer)
@@ -114,7 +114,7 @@ def test_freezing_and_norm_eval_in_every_mode(arguments):
 
 @given(arguments=backbones())
 def test_state_dict_round_trip(arguments):
-    # In double precision: ConvWS before statistics that were never gathered grows past what fp32 holds.
+    # In double precision, because ConvWS with initial statistics overflows fp32.
     backbone = shake(ResNet(**arguments)).double().eval()
     twin = ResNet(**arguments).double().eval()
     twin.load_state_dict(backbone.state_dict())
@@ -217,7 +217,7 @@ def test_checkpoint_is_loaded(road, tmp_path):
         warnings.simplefilter("ignore", DeprecationWarning)
         backbone = small(**ROADS[road](path)) if road in ROADS else small()
     if road == "init_weights":
-        # It counts even where the weights have been initialised before.
+        # It applies even if the weights were initialized before.
         backbone.init_weights()
         backbone.init_weights(pretrained=path)
     else:
@@ -306,7 +306,7 @@ def train_in_a_group(rank, folder):
     found = {}
     for with_cp in (False, True):
         torch.manual_seed(0)
-        # The last stages are in nobody's out_indices, so their parameters get no gradient.
+        # The last stages are not in out_indices, so their parameters get no gradient.
         backbone = small(out_indices=(0, 1), with_cp=with_cp).train()
         model = nn.parallel.DistributedDataParallel(backbone, find_unused_parameters=True)
         for _ in range(2):  # the second step fails where the first has left a parameter unaccounted for

@@ -99,7 +99,7 @@ def test_runner_trains_the_config(tmp_path):
     cfg.experiment_name = "signals"
     runner = Runner.from_cfg(cfg)
     runner.train()
-    # A checkpoint of the run, read again, classifies alike.
+    # A saved checkpoint gives the same predictions.
     found = runner.test()["accuracy"]
     backbone = MultiScaleResNet1d(
         **{key: value for key, value in cfg.model.backbone.items() if key != "type"},
@@ -128,7 +128,7 @@ def test_benchmark_resumes_and_prints_its_tables(tmp_path, monkeypatch, capsys):
     others = [run._replace(seed=1, accuracy=run.accuracy + 0.1), run._replace(method=one, accuracy=run.accuracy + 0.02)]
     ucr.write_results(path, [run, *others])
     assert ucr.read_results(path) == sorted([run, *others])
-    # All that was asked for is there: nothing runs.
+    # All results exist: nothing runs.
     ucr.main(["--out", path, "--methods", three, "--data-sets", "Coffee", "--seeds", "2"])
     capsys.readouterr()
     ucr_table.main([path])

@@ -113,7 +113,7 @@ def test_own_layer_matches_mmcv(own, mmcvs, arguments):
     gradients = zip(
         [inputs[0].grad, *(p.grad for p in ours.parameters())], [inputs[1].grad, *(p.grad for p in theirs.parameters())]
     )
-    # mmcv's and torchvision's backward passes sum in different orders. Of a tensor's norm, 6e-7 at most was seen.
+    # mmcv and torchvision sum gradients in different orders. The largest difference seen is 6e-7 of a tensor's norm.
     for one, other in gradients:
         assert (one - other).norm() <= 1e-6 * other.norm()
 

@@ -38,10 +38,10 @@ def build(cls: type, cfg: dict[str, Any]) -> nn.Module:
     backbone = cls(**{key: value for key, value in cfg.items() if key != "type"})
     for module in backbone.modules():
         if type(module).__name__ == "TridentConv":
-            # mmdet's starts from whatever the memory holds.
+            # mmdet's class does not initialize its weights.
             nn.init.normal_(module.weight, std=0.01)
         elif hasattr(module, "weight_gamma"):
-            # Without a checkpoint, standardised weights let features overflow.
+            # Without a checkpoint, features overflow with standardized weights.
             module.weight_gamma.fill_(0.05)
     return backbone
 
@@ -75,7 +75,7 @@ def test_backbone_of_a_shipped_config(name, bit_exact):
     ours, theirs = pair(cfg)
     assert [type(m).__name__ for m in ours.modules()] == [type(m).__name__ for m in theirs.modules()]
     assert attributes(ours, vars(theirs)) == attributes(theirs, vars(theirs))
-    # SyncBN refuses to train on a CPU: there mmdet's users turn it into BN.
+    # SyncBN cannot be trained on a CPU.
     assert_bit_exact(revert_sync_batchnorm(ours), revert_sync_batchnorm(theirs), batch(cfg))
     bit_exact("distinct dicts of ResNet's relatives in mmdet's configs", name)
     for user in USERS[name]:

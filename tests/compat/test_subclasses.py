@@ -17,11 +17,11 @@ from mmdet.registry import MODELS
 
 import resnet_backbone
 
-# In the order in which they import one another.
+# In the order of their imports.
 MODULES = ("resnext", "regnet", "res2net", "resnest", "detectors_resnet", "trident_resnet", "hrnet", "hourglass")
 OURS = {name: getattr(resnet_backbone, name) for name in ("BasicBlock", "Bottleneck", "ResNet", "ResNetV1d")}
 
-# None of these may be left below a subclass that stands on ours.
+# None of these may be a base of a subclass of ours.
 REFERENCE_CLASSES = (reference.BasicBlock, reference.Bottleneck, reference.ResNet)
 
 REGNETX_400MF = dict(w0=24, wa=24.48, wm=2.54, group_w=16, depth=22, bot_mul=1.0)
@@ -141,7 +141,7 @@ def test_subclass_is_bit_exact_on_our_base(name, on_our_classes, bit_exact):
 def build(cls: type, kwargs: dict) -> torch.nn.Module:
     backbone = cls(**kwargs)
     for module in backbone.modules():
-        # mmdet's TridentConv starts from whatever the memory holds; no two models have the same.
+        # mmdet's TridentConv does not initialize its weights, so that they differ between models.
         if type(module).__name__ == "TridentConv":
             torch.nn.init.normal_(module.weight, std=0.01)
     return backbone

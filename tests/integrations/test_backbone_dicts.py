@@ -31,13 +31,13 @@ def test_number_of_distinct_dicts():
 @pytest.mark.parametrize("kind", sorted({cfg["type"] for cfg in DICTS.values()}))
 def test_builds_and_trains(kind):
     for cfg in (cfg for cfg in DICTS.values() if cfg["type"] == kind):
-        # Weights are drawn for nothing: they take longer than the step.
+        # Skip random initialization, which takes longer than the step.
         cfg = {**copy.deepcopy(cfg), "device": "meta"}
         cfg.pop("pretrained", None)
         backbone = revert_sync_batchnorm(resnet_backbone.build_backbone(cfg)).to_empty(device="cpu").train()
         for key, value in backbone.state_dict().items():
             if key.endswith(("weight_gamma", "weight_beta")):
-                value.fill_(5e-4)  # Of ConvAWS: a standardised weight of ones would let features overflow.
+                value.fill_(5e-4)  # ConvAWS: with standardized weights of one, features would overflow.
             elif value.dim() > 1:
                 value.fill_(1 / value[0].numel()).view(-1)[::2].mul_(0.5)
             else:
@@ -48,7 +48,7 @@ def test_builds_and_trains(kind):
         assert all(level.isfinite().all() for level in levels)
         torch.stack([level.mean() for level in levels if level.requires_grad]).sum().backward()
         gradients = {name: p.grad for name, p in backbone.named_parameters() if p.requires_grad}
-        # DetectoRS's second look alone runs these.
+        # Only DetectoRS's second pass uses these.
         without = {name for name, grad in gradients.items() if grad is None and "rfp_conv" not in name}
         assert not without
         assert all(grad.isfinite().all() for grad in gradients.values() if grad is not None)

@@ -27,7 +27,7 @@ def test_detectors_train_resume_and_detect(run_python, tmp_path):
     assert results.keys() == {"RetinaNet", "Mask R-CNN"}
     for result in results.values():
         assert result["bbox"] > 0.4
-        # Not the same: a resumed run draws its batches anew.
+        # Not identical: a resumed run draws other batches.
         assert result["resumed"] > 0.4
         assert result["best_score"] > 0.3
     assert results["Mask R-CNN"]["segm"] > 0.4

@@ -153,7 +153,7 @@ def test_autocast():
         loss_of(level.float() for level in levels).backward()
         errors.append([relative(a, b) for a, b in zip(gradients(backbone), gradients(reference)) if b is not None])
         assert all(parameter.grad.dtype == torch.float32 for parameter in backbone.parameters())
-    # Rounding to bfloat16 moves both away from the gradients of single precision; folded no further than exact.
+    # Both differ from single precision by rounding to bfloat16, folded not more than exact.
     assert max(errors[0]) < 1.5 * max(errors[1])
 
 
@@ -224,7 +224,7 @@ def test_checkpoint_does_not_recompute_the_last_convolution(depth, index, monkey
     conv2d, runs, counts = nn.functional.conv2d, [], []
 
     def counted(*args):
-        out = conv2d(*args)  # from which a checkpoint that has all it needs jumps out
+        out = conv2d(*args)  # stopped early if the checkpoint has all it needs
         runs.append(args)
         return out
 
@@ -394,7 +394,7 @@ def test_compiled_step_saves_no_scaled_weights(autocast):
     compiled = torch.compile(folded, fullgraph=True, backend="aot_eager_decomp_partition")
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         compiled(x)
-        # Eager, too, nothing but activations is kept.
+        # In eager mode, too, only activations are saved.
         assert saved_bytes(folded, lambda: compiled(x)) <= 1.04 * saved_bytes(folded, lambda: folded(x))
         if not autocast:
             assert saved_bytes(folded, lambda: compiled(x)) <= 0.52 * saved_bytes(exact, lambda: exact(x))

@@ -21,7 +21,7 @@ from resnet_backbone.layers.deform import (
 
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 OWN = [DeformConv2dPack, ModulatedDeformConv2dPack]
-# The type that is ours in every environment.
+# The type that is our class in every environment.
 OWN_TYPES = ["resnet_backbone.DCN", "resnet_backbone.DCNv2"]
 LAST_STAGES = (False, True, True, True)
 
@@ -101,7 +101,7 @@ def test_starts_as_an_ordinary_convolution(cls):
 
 @pytest.mark.parametrize("modulated", [False, True])
 def test_points_on_the_border_give_no_offset_gradient(modulated):
-    """With zero offsets and a padding of 1, the first row and column of points lie on the border; mmcv gives them none."""
+    """With zero offsets and a padding of 1, the outer points lie on the border, where mmcv gives offsets no gradient."""
     torch.manual_seed(0)
     x, weight = torch.randn(1, 4, 5, 6), torch.randn(4, 4, 3, 3)
     offset = torch.zeros(1, 18, 5, 6, requires_grad=True)
@@ -210,7 +210,7 @@ def test_loads_state_dicts_with_old_offset_names(dcn):
         load(other, old)
         for name, value in backbone.state_dict().items():
             assert torch.equal(other.state_dict()[name], value), name
-    # A checkpoint of today says version 2, and its names are taken as they stand.
+    # Current checkpoints have version 2, and their names are not translated.
     new = backbone.state_dict()
     assert new._metadata["layer2.0.conv2"] == {"version": 2}
     other.load_state_dict(new, strict=True)

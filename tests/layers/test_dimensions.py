@@ -247,7 +247,7 @@ def test_state_dict_round_trip_and_2d_checkpoints_are_rejected(dims, tmp_path):
     backbone = small(dims=dims, in_channels=3)
     report = load_pretrained(backbone, path)
     assert_same_bits(backbone.state_dict().values(), source.state_dict().values())
-    assert report.preprocessing is None  # ImageNet's mean and deviation say nothing of signals
+    assert report.preprocessing is None  # ImageNet's normalization does not apply to signals
     for other in (ResNet(18, base_channels=4), small(dims=dims, in_channels=1)):
         with pytest.raises(MismatchError, match=r"shapes differ: conv1\.weight"):
             load_pretrained(other, path)

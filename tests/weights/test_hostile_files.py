@@ -76,7 +76,7 @@ def write_legacy(path, program, keys=("0",), storages=FOUR_ZEROS):
     return path
 
 
-# Programs that describe more than their file can hold, or that take long to look at.
+# Programs that describe more data than the file holds, or that take long to read.
 BOMBS = {
     "bytearray": b"\x96" + struct.pack("<Q", 6 * 10**9),
     "bytes": b"\x8e" + struct.pack("<Q", 6 * 10**9),
@@ -111,7 +111,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("kind", BOMBS)
 def test_bombs_are_rejected(kind, tmp_path, monkeypatch):
-    # A fiftieth of what is allowed, so that a fiftieth of the time does.
+    # One fiftieth of the limit, to save time.
     monkeypatch.setattr(safe_pickle, "_ALLOWANCE", 3_000_000)
     path = write_pickle(tmp_path / "bomb.pkl", BOMBS[kind])
     size = path.stat().st_size
@@ -221,7 +221,7 @@ def test_tensor_inside_its_storage_is_read(tmp_path):
         tmp_path / "legacy.pth", tensor(1, [3], [1], storage(legacy=True)), storages=struct.pack("<q", 4) + data
     )
     assert read_file(zipped).tolist() == read_file(legacy).tolist() == [1, 2, 3]
-    # One that repeats its elements is a view, if it would not be large in full either.
+    # A tensor that repeats elements is read as a view, if its full size is small.
     assert read_file(write_zip(tmp_path / "view.pth", tensor(0, [1000], [0]))).untyped_storage().nbytes() == 16
 
 
@@ -279,7 +279,7 @@ def test_inconsistent_zip_archives(tmp_path):
     with pytest.raises(CheckpointError, match="contradicts itself"):
         read_file(path)
 
-    # The last entry of the list of contents leads to where the first one does.
+    # The last entry of the central directory has the offset of the first.
     write_zip(path, program, [("data/0", bytes(16)), ("data/1", bytes(16))])
     entry = path.read_bytes().rindex(b"archive/data/1")
     data = bytearray(path.read_bytes())
@@ -288,7 +288,7 @@ def test_inconsistent_zip_archives(tmp_path):
     with pytest.raises(CheckpointError, match="contradicts itself"):
         read_file(path)
 
-    # Before the first file stands that it is encrypted, then that it is compressed; the list of contents says neither.
+    # The local header says encrypted, then compressed; the central directory says neither.
     for at in (6, 8):
         write_zip(path, program)
         data = bytearray(path.read_bytes())

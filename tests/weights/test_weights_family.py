@@ -157,7 +157,7 @@ MMPRETRAIN = dict(
     Res2Net=dict(RES2NET, pool_unstrided=True),
     ResNeSt=dict(type="ResNeSt", depth=50, base_channels=8),
 )
-# Who names them so, the network, the name of each tensor, and what is around them in the file.
+# The framework, the network, the name of each tensor, and the other contents of the file.
 RENAMED = {
     "detectron2": ("detectron2", X, detectron2_name, lambda state: {"model": state, "__author__": "detectron2"}),
     "detectron2, by Caffe2": (

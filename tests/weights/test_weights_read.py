@@ -186,7 +186,7 @@ def test_pickled_tensor_with_a_hostile_storage(tmp_path):
 def test_whole_model(tmp_path):
     path = tmp_path / "model.pth"
     model = torchvision.models.resnet18()
-    # What fills the file, and is not needed here.
+    # Large and not needed here.
     del model.layer3, model.layer4, model.fc
     torch.save(model, path)
     with pytest.raises(UnsafeCheckpointError, match=r"torchvision\.models\.resnet\.ResNet.*state_dict"):
@@ -352,7 +352,7 @@ _BUFFER = _name("numpy._core.numeric", "_frombuffer")
 _ATTRIBUTES = b"N}" + _text("changed") + b"K\x01s\x86b"
 _SLOTS = b"K\x01\x85" + _text("C") + b"tR"
 
-# No name here is beyond the list; what is done with it is: addresses in memory that the file chooses, changed classes.
+# All names are allowed, but they are misused: memory addresses from the file, modified classes.
 MISUSED = {
     "array at an address": _name("numpy", "ndarray") + b"K\x01\x85" + _text("O") + b"C\x08" + bytes(8) + b"\x87R",
     "storage of an allocator": _name("torch.storage", "UntypedStorage")

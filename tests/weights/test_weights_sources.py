@@ -36,7 +36,7 @@ from resnet_backbone.weights.sources import resolve
 
 @pytest.fixture(scope="module")
 def state():
-    # Shaken: the generator may be in the state in which a test finds it.
+    # Random values: the generator may be in the same state as in a test.
     return shake(ResNet(depth=18, base_channels=8)).state_dict()
 
 
@@ -84,7 +84,7 @@ def holds(backbone, state):
     return torch.equal(backbone.conv1.weight, state["conv1.weight"])
 
 
-# The three roads
+# The three ways to load
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_unavailable_name_with_the_same_weights_elsewhere(entry, asked):
     resolved = resolve(f"open-mmlab://{entry.name}")
     assert asked == [entry.source]
     assert (resolved.preprocessing, resolved.style) == (entry.preprocessing, entry.style)
-    # The URL behind the name leads to the same place.
+    # The URL of the name leads to the same source.
     assert resolve(entry.original).path == resolved.path
 
 
@@ -270,7 +270,7 @@ def test_unavailable_name_with_the_same_weights_elsewhere(entry, asked):
 def test_unavailable_name_is_rejected_with_a_suggestion(entry, offline):
     with pytest.raises(CheckpointNotFoundError) as caught:
         resolve(entry.original)
-    # The server is asked, in case it is back; the other training is not, since nobody asked for it.
+    # The server is tried, in case it is back; weights of another training are not.
     assert offline == [entry.original]
     assert entry.source in str(caught.value)
     assert Path(entry.original).name in str(caught.value)
@@ -307,7 +307,7 @@ def test_table_is_consistent():
     for entry in NAMED:
         assert entry.original.startswith("https://download.openmmlab.com/")
         assert entry.relation in ("SAME", "RETRAINED", "NONE")
-        # A source that the server itself would have to give is no source.
+        # The source must not be the server itself.
         assert "openmmlab.com" not in entry.source
         assert len(entry.preprocessing.mean) == len(entry.preprocessing.std) == 3
 
