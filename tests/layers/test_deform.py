@@ -101,7 +101,7 @@ def test_starts_as_an_ordinary_convolution(cls):
 
 @pytest.mark.parametrize("modulated", [False, True])
 def test_points_on_the_border_give_no_offset_gradient(modulated):
-    """With zero offsets and a padding of 1, the outer points lie on the border, where mmcv gives offsets no gradient."""
+    """With zero offsets and a padding of 1, outer points lie on the border, where mmcv gives offsets no gradient."""
     torch.manual_seed(0)
     x, weight = torch.randn(1, 4, 5, 6), torch.randn(4, 4, 3, 3)
     offset = torch.zeros(1, 18, 5, 6, requires_grad=True)
