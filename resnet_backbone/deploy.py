@@ -12,7 +12,7 @@ import torch
 from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from typing_extensions import Self
+from typing_extensions import Self, override
 
 from .blocks import ResidualBlock
 from .errors import DeployedError
@@ -73,14 +73,13 @@ def fuse_conv_bn(backbone: nn.Module, stem: Pairs) -> None:
 
 
 def _pairs_in(part: nn.Module) -> Pairs:
-    """Pairs of names of convolutions in ``part`` and the norm layers that directly follow them."""
+    """Return the names of the convolutions in ``part``, each with that of the layer that directly follows it."""
     if computes_as_ours(part):
         return cast(Pairs, part.conv_norm_names)
     if isinstance(part, ConvModule) and part.with_norm and part.order.index("norm") == part.order.index("conv") + 1:
         return [("conv", part.norm_name)]
     if type(part) is nn.Sequential:
-        names = list(part._modules)
-        return list(pairwise(names))
+        return pairwise(part._modules)
     return []
 
 
@@ -97,24 +96,17 @@ def _fold_pair(owner: nn.Module, name_of_conv: str, name_of_norm: str) -> None:
     conv: Any = owner.get_submodule(name_of_conv)
     norm: Any = owner.get_submodule(name_of_norm)
     path, _, leaf = name_of_norm.rpartition(".")
-    if not _is_conv(conv) or not isinstance(norm, _BatchNorm) or norm.running_mean is None:
+    if "Conv" not in type(conv).__name__ or not isinstance(norm, _BatchNorm) or norm.running_mean is None:
         return
+    # DCNv2, this package's or mmcv's, convolves and adds a bias.
+    is_dcn_v2 = type(conv).__name__ == ModulatedDeformConv2dPack.__name__
     with torch.no_grad():
-        if is_foldable(conv, norm) or _takes_bias(conv):
+        if is_foldable(conv, norm) or is_dcn_v2:
             weight, bias = fold_weights(conv, norm)
             conv.weight, conv.bias = nn.Parameter(weight), nn.Parameter(bias)
             setattr(owner.get_submodule(path), leaf, nn.Identity())
         else:
             setattr(owner.get_submodule(path), leaf, ChannelAffine(*norm_as_affine(norm)))
-
-
-def _is_conv(layer: nn.Module) -> bool:
-    return "Conv" in type(layer).__name__
-
-
-def _takes_bias(layer: nn.Module) -> bool:
-    """Whether ``layer`` is a DCNv2 (this package's or mmcv's), which convolves and adds a bias."""
-    return type(layer).__name__ == ModulatedDeformConv2dPack.__name__
 
 
 def freeze_weights(compiled: Callable[..., Levels]) -> Callable[..., Levels]:
@@ -138,33 +130,25 @@ def freeze_weights(compiled: Callable[..., Levels]) -> Callable[..., Levels]:
 
 
 class Deployed(nn.Module):
-    """Mixin of a backbone after ``switch_to_deploy``: it stays in eval mode and frozen."""
+    """Mixin of a backbone after ``switch_to_deploy``, which stays frozen and in eval mode."""
 
     deployed = True
     training_class: type[nn.Module]
 
+    @override
     def train(self, mode: bool = True) -> Self:
-        """Set ``training`` of the backbone itself; its layers stay in eval mode."""
         super().train(False)
         self.training = mode
         return self
 
+    @override
     def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """Raise an error unless ``requires_grad`` is false.
-
-        Raises:
-            DeployedError: ``requires_grad`` is true.
-        """
         if requires_grad:
             raise DeployedError(CANNOT_TRAIN)
         return self
 
     def freeze(self, stages: int) -> Self:
-        """Raise an error: all stages are frozen.
-
-        Raises:
-            DeployedError: Always.
-        """
+        """Raise ``DeployedError``: all stages are frozen."""
         raise DeployedError(CANNOT_TRAIN)
 
     def _check_input(self, x: Any) -> None:
@@ -173,19 +157,15 @@ class Deployed(nn.Module):
             raise DeployedError(CANNOT_TRAIN)
 
     def switch_to_deploy(self) -> Self:
-        """Do nothing; return the backbone."""
+        """Return the backbone, which is deployed already."""
         return self
 
     def init_weights(self, pretrained: str | None = None) -> None:
-        """Raise an error: there is nothing to train.
-
-        Raises:
-            DeployedError: Always.
-        """
+        """Raise ``DeployedError``: there is nothing to train."""
         raise DeployedError("a deployed backbone cannot be initialised: call init_weights before switch_to_deploy")
 
+    @override
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile in place, with the arguments of ``torch.compile``. On a CPU the weights become constants."""
         super().compile(*args, **kwargs)
         self._compiled_call_impl: Any = freeze_weights(self._compiled_call_impl)
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
+from typing_extensions import Self, override
 
 from .errors import ArgumentError, ArgumentTypeError, DeployedError
 from .resnet import ResNet
@@ -66,12 +66,8 @@ class Int8Backbone(nn.Module):
             self._compiled[x.shape] = self._compile(x)
         return tuple(self._compiled[x.shape](x))
 
+    @override
     def train(self, mode: bool = True) -> Self:
-        """Stay in eval mode.
-
-        Raises:
-            DeployedError: ``mode`` is true.
-        """
         if mode:
             raise DeployedError(
                 "an int8 backbone cannot train: train the one that it was made from, and quantize again"

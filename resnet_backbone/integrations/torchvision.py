@@ -1,4 +1,4 @@
-"""A backbone with a feature pyramid network, for torchvision's detectors."""
+"""Backbones with a feature pyramid network, for torchvision's detectors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ __all__ = ["BackboneWithFPN", "with_fpn"]
 
 
 class BackboneWithFPN(nn.Module):
-    """A backbone and its feature pyramid network; ``with_fpn`` builds it.
+    """A backbone and its feature pyramid network, built by ``with_fpn``.
+
+    Attribute names are those of torchvision's class of this name, so checkpoints are interchangeable.
 
     Args:
         body: The backbone.
@@ -29,7 +31,6 @@ class BackboneWithFPN(nn.Module):
         out_channels: Number of channels of each level.
     """
 
-    # With the attribute names of torchvision's module of this name, so that checkpoints are interchangeable.
     def __init__(self, body: nn.Module, fpn: FeaturePyramidNetwork, out_channels: int) -> None:
         super().__init__()
         self.body = body
@@ -44,8 +45,8 @@ class BackboneWithFPN(nn.Module):
             x: Images of shape ``(N, C, H, W)``.
 
         Returns:
-            Levels of shape ``(N, out_channels, H / stride, W / stride)``, finest first: ``'0'``, ``'1'``, ... for the
-            backbone's, then those of ``extra_blocks``.
+            Levels of shape ``(N, out_channels, H / stride, W / stride)``, finest first: ``'0'``, ``'1'``, ..., then
+            those of ``extra_blocks``.
         """
         levels = OrderedDict((str(index), level) for index, level in enumerate(self.body(x)))
         return cast("OrderedDict[str, Tensor]", self.fpn(levels))
@@ -60,23 +61,23 @@ def with_fpn(
     """Build a feature pyramid network (Lin et al., 2016, https://arxiv.org/abs/1612.03144) on a backbone.
 
     The result is a ``backbone`` for the detectors of ``torchvision.models.detection``, with the parameter names of
-    torchvision's ``resnet_fpn_backbone``. It has a level for each output of the backbone.
+    torchvision's ``resnet_fpn_backbone`` and a level for each output of the backbone.
 
     Args:
-        backbone: A ResNet of this package for images, or a subclass of it; after ``switch_to_deploy`` too.
+        backbone: A backbone of this package for images; it may be deployed.
         out_channels: Number of channels of each level.
         extra_blocks: Module for further levels, from ``torchvision.ops.feature_pyramid_network``. ``None`` means
-            ``LastLevelMaxPool()``, one level named ``'pool'``, as in Faster R-CNN; RetinaNet and FCOS have
+            ``LastLevelMaxPool()``, one level named ``'pool'``, as in Faster R-CNN. RetinaNet and FCOS use
             ``LastLevelP6P7(in_channels, out_channels)``, two levels computed from the backbone's last, or from the
-            pyramid's last where ``in_channels == out_channels``.
-        norm_layer: Callable that builds a norm layer from a number of channels, for after each of the pyramid's
-            convolutions; ``None`` means no norm layers.
+            pyramid's last if ``in_channels == out_channels``.
+        norm_layer: Callable that builds the norm layer after each convolution of the pyramid from a number of channels;
+            ``None`` means no norm layers.
 
     Returns:
         A module with ``out_channels``, whose ``forward`` returns an ``OrderedDict`` of levels.
 
     Raises:
-        ArgumentError: An argument has a value that is not allowed.
+        ArgumentError: An argument has an invalid value.
         ImportError: torchvision is missing.
 
     Examples:
@@ -107,9 +108,11 @@ def with_fpn(
 
 
 def _channels_of_levels(backbone: Any) -> list[int]:
-    """Return the number of channels of each level; check that the backbone is a ResNet of this package for images."""
-    infos = getattr(backbone, "feature_info", None)
-    if not isinstance(backbone, nn.Module) or not isinstance(infos, tuple) or not _are_infos(infos):
+    """Return the number of channels of each level. Check that the backbone is one of this package for images."""
+    infos: Any = getattr(backbone, "feature_info", None)
+    # A wrapper of a backbone, such as peft's, has them too.
+    has_infos = isinstance(infos, tuple) and infos and all(isinstance(info, FeatureInfo) for info in infos)
+    if not has_infos or not isinstance(backbone, nn.Module):
         kind = f"the class {backbone.__name__}" if isinstance(backbone, type) else f"a {type(backbone).__name__}"
         raise ArgumentTypeError(f"backbone must be a ResNet of this package, with feature_info, got {kind}")
     dims = getattr(backbone, "spatial_dims", 2)
@@ -121,12 +124,8 @@ def _channels_of_levels(backbone: Any) -> list[int]:
     return [info.channels for info in infos]
 
 
-def _are_infos(infos: tuple[Any, ...]) -> bool:
-    return len(infos) > 0 and all(isinstance(info, FeatureInfo) for info in infos)
-
-
 def _check_p6p7(extra_blocks: Any, last_channels: int, out_channels: int) -> None:
-    """Check that a ``LastLevelP6P7`` was built for these features; without, the first image would fail."""
+    """Check the channels of a ``LastLevelP6P7``, which would otherwise fail in the first forward."""
     from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
     if not isinstance(extra_blocks, LastLevelP6P7):

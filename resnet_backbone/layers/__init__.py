@@ -1,4 +1,4 @@
-"""What stages are made of."""
+"""Layers of the networks."""
 
 from .se import SELayer
 

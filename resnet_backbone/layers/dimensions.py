@@ -1,8 +1,8 @@
-"""Layers and checks that depend on the number of spatial dimensions: 1 for signals, 2 for images, 3 for volumes."""
+"""Layers and checks for 1 (signals), 2 (images) or 3 (volumes) spatial dimensions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -34,6 +34,7 @@ _NORMS: Mapping[int, tuple[type[nn.Module], ...]] = {
     2: (nn.BatchNorm2d, nn.InstanceNorm2d),
     3: (nn.BatchNorm3d, nn.InstanceNorm3d),
 }
+_AVG_POOLS: Mapping[int, Callable[..., nn.Module]] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 _AXES: Mapping[int, str] = {1: "L", 2: "H, W", 3: "T, H, W"}
 
 
@@ -58,7 +59,7 @@ def check_dims(conv_cfg: Cfg | None, norm_cfg: Cfg) -> None:
         norm_cfg: Config of the norm layers.
 
     Raises:
-        ArgumentError: They do not, the norm layer is ``nn.LayerNorm``, which does not normalise channels, or a config
+        ArgumentError: They differ, the norm layer is ``nn.LayerNorm``, which does not normalise channels, or a config
             is not a dict with a registered type.
     """
     dims = spatial_dims_of(conv_cfg)
@@ -123,30 +124,26 @@ class MaxPool1d(nn.MaxPool1d):
 
 
 def max_pool(dims: int, kernel_size: int, stride: int, padding: int) -> nn.Module:
-    """Build max pooling over ``dims`` dimensions."""
+    """Build max pooling."""
     pool = {1: MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}[dims]
     return pool(kernel_size=kernel_size, stride=stride, padding=padding)
 
 
 def avg_pool(dims: int, size: int) -> nn.Module:
-    """Build average pooling over ``size`` positions along each dimension.
+    """Build average pooling with a kernel and a stride of ``size``.
 
     Its output has the size of a strided convolution's; padding does not count.
     """
-    pool: Any = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}[dims]
-    built: nn.Module = pool(size, size, ceil_mode=True, count_include_pad=False)
-    return built
+    return _AVG_POOLS[dims](size, size, ceil_mode=True, count_include_pad=False)
 
 
 def avg_pool3(dims: int, stride: int) -> nn.Module:
-    """Build average pooling over 3 positions along each dimension; padding counts."""
-    pool: Any = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}[dims]
-    built: nn.Module = pool(3, stride, padding=1)
-    return built
+    """Build average pooling with a kernel of 3 and a padding of 1, which counts."""
+    return _AVG_POOLS[dims](3, stride, padding=1)
 
 
 def adaptive_avg_pool(dims: int) -> nn.Module:
-    """Build average pooling over all positions."""
+    """Build global average pooling."""
     return {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}[dims](1)
 
 

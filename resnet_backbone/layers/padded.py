@@ -1,4 +1,4 @@
-"""Signals of unequal length in one batch: every layer computes what it computes for each signal alone."""
+"""Signals of different lengths in one batch, computed as if each were alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Padded", "geometry"]
 
 
 class Padded(NamedTuple):
-    """Features of signals of unequal length, with zeros behind the end of each.
+    """Features of signals of different lengths, zero beyond the end of each.
 
     Attributes:
         features: Tensor of shape ``(N, C, L)``.
@@ -27,35 +27,35 @@ class Padded(NamedTuple):
     lengths: Tensor
 
     def apply(self, *layers: nn.Module) -> Padded:
-        """Apply layers one after the other, each as to every signal alone."""
+        """Apply layers in sequence, to each signal as if it were alone."""
         return reduce(_apply, layers, self)
 
     def mask(self) -> Tensor:
-        """Whether a position belongs to the signal: ``(N, 1, L)``."""
+        """Return which positions belong to the signals, of shape ``(N, 1, L)``."""
         return (torch.arange(self.features.shape[-1], device=self.features.device) < self.lengths[:, None])[:, None]
 
     def without_padding(self) -> Padded:
-        """Set what lies behind the signals' ends to zero, NaNs included."""
+        """Set all positions beyond the ends to zero, including NaNs."""
         return Padded(self.features.masked_fill(~self.mask(), 0), self.lengths)
 
     def mean(self) -> Tensor:
-        """Average over each signal: ``(N, C)``."""
+        """Return the mean of each signal, of shape ``(N, C)``."""
         return self.features.sum(dim=-1) / self.lengths[:, None]
 
 
 def geometry(layer: Any) -> tuple[int, ...]:
-    """Kernel size, stride, padding and dilation of a convolution or max pooling over one dimension."""
+    """Return kernel size, stride, padding and dilation of a 1D convolution or max pooling."""
     return tuple(_single(getattr(layer, name))[0] for name in ("kernel_size", "stride", "padding", "dilation"))
 
 
 def _apply(x: Padded, layer: nn.Module) -> Padded:
-    if isinstance(layer, nn.ReLU):  # which keeps the zeros
+    if isinstance(layer, nn.ReLU):  # keeps zeros
         return Padded(layer(x.features), x.lengths)
     if isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None):
         return Padded(_batch_norm(x, layer), x.lengths)
     features, lengths = layer(x.features), x.lengths
     if isinstance(layer, nn.AvgPool1d):
-        # Positions behind the end do not count: neither in the sum, as zeros, nor in what it is divided by.
+        # Divide by the number of valid positions under the kernel.
         (size,) = _single(layer.kernel_size)
         share = layer(x.mask().to(features.dtype))
         features, lengths = features / share.clamp(min=1 / size), (lengths + size - 1) // size
@@ -66,12 +66,12 @@ def _apply(x: Padded, layer: nn.Module) -> Padded:
 
 
 def _batch_norm(x: Padded, norm: _BatchNorm) -> Tensor:
-    """Normalise by the mean and variance of the signals' own positions, and update the running statistics.
+    """Normalise by the mean and variance over the valid positions, and update the running statistics.
 
-    Masked sums, whose shapes do not depend on the lengths: nothing waits for a GPU, and compilers can follow.
+    The shapes of masked sums do not depend on the lengths, so this does not synchronise with a GPU and can be compiled.
     """
     if type(norm) is not nn.BatchNorm1d or has_hooks(norm) or len(x.features) == 1:
-        # Another layer, such as SyncBatchNorm, computes its own statistics: it gets these positions and no others.
+        # Other layers, such as SyncBatchNorm, compute their own statistics, from only the valid positions.
         mask = x.mask().transpose(1, 2)
         normed: Tensor = norm(x.features.transpose(1, 2)[mask[..., 0]])
         return normed.new_zeros(*mask.shape[:2], norm.num_features).masked_scatter(mask, normed).transpose(1, 2)
@@ -89,7 +89,7 @@ def _batch_norm(x: Padded, norm: _BatchNorm) -> Tensor:
 
 
 def _update_running_statistics(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
-    """Move them towards those of the batch, as ``nn.BatchNorm1d`` does."""
+    """Update running mean and variance as ``nn.BatchNorm1d`` does."""
     batches: Any = norm.num_batches_tracked
     batches.add_(1)
     factor = 1 / float(batches) if norm.momentum is None else norm.momentum

@@ -1,4 +1,4 @@
-"""Switchable atrous convolution on torchvision's operator: mmcv's 'SAC' for those who did not compile mmcv."""
+"""Switchable atrous convolution on torchvision's operator: mmcv's 'SAC' without compiled mmcv."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ __all__ = ["SAConv2d"]
 
 
 class SAConv2d(ConvAWS2d):
-    """Convolve at one and at three times the dilation, and mix the two by a switch (Qiao et al., 2020).
+    """Switchable atrous convolution (Qiao et al., 2020, https://arxiv.org/abs/2006.02334, section 3.2).
 
-    https://arxiv.org/abs/2006.02334, section 3.2. Both have the same standardised weight, but for a difference that is
-    learnt. Before and after, the average of the whole image is added, through a 1x1 convolution.
+    A learned switch mixes, at each position, a convolution at ``dilation`` and one at three times the dilation. Both
+    share a standardised weight, up to a learned difference. Before and after, global context is added: the mean of the
+    features, through a 1x1 convolution.
 
     Args:
         in_channels: Number of input channels.
         out_channels: Number of output channels.
-        kernel_size: Size of the kernel; 3 for ``use_deform``.
+        kernel_size: Size of the kernel; 3 with ``use_deform``.
         stride: Stride.
-        padding: Zeros added on each side.
-        dilation: Distance between the kernel's points.
+        padding: Zero padding on each side.
+        dilation: Dilation of the first convolution.
         groups: Number of groups.
-        bias: Whether the layer has a bias; it is not used, as in mmcv.
+        bias: Whether the layer has a bias. Like mmcv's, it does not use it.
         use_deform: Whether both convolutions are deformable.
     """
 
@@ -55,13 +56,13 @@ class SAConv2d(ConvAWS2d):
         self.pre_context = nn.Conv2d(in_channels, in_channels, kernel_size=1)
         self.post_context = nn.Conv2d(out_channels, out_channels, kernel_size=1)
         if use_deform:
-            # A y and an x for each of the 9 points.
+            # y and x of each of the 9 points.
             self.offset_s = nn.Conv2d(in_channels, 18, kernel_size=3, padding=1, stride=stride)
             self.offset_l = nn.Conv2d(in_channels, 18, kernel_size=3, padding=1, stride=stride)
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Start as an ordinary convolution with standardised weights: the switch on, all else zero."""
+        """Start as an ordinary convolution with a standardised weight: the switch is 1, the rest zero."""
         nn.init.zeros_(self.weight_diff)
         convs = [self.switch, self.pre_context, self.post_context]
         convs += [self.offset_s, self.offset_l] if self.use_deform else []
@@ -70,13 +71,10 @@ class SAConv2d(ConvAWS2d):
             nn.init.constant_(cast(Tensor, conv.bias), 1 if conv is self.switch else 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve.
+        """Compute features of shape ``(N, out_channels, H_out, W_out)``.
 
         Args:
-            x: Features of shape ``(N, in_channels, H, W)``, at least 3 pixels high and wide.
-
-        Returns:
-            Features of the shape that an ordinary convolution would return.
+            x: Features of shape ``(N, in_channels, H, W)``, where ``H`` and ``W`` are at least 3.
         """
         x = x + self.pre_context(F.adaptive_avg_pool2d(x, 1)).expand_as(x)
         local = F.avg_pool2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), kernel_size=5, stride=1)

@@ -1,4 +1,4 @@
-"""Squeeze-and-excitation as a plugin, so that an SE-ResNet is a line in a config."""
+"""Squeeze-and-excitation, a plugin for SE-ResNet."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ Cfg = dict[str, Any]
 
 
 class SELayer(BaseModule):
-    """Weight each channel by a function of all channels' means (Hu et al., 2017, https://arxiv.org/abs/1709.01507).
+    """Squeeze-and-excitation (Hu et al., 2017, https://arxiv.org/abs/1709.01507).
 
-    SE-ResNet (figure 3 there) has one after the last norm layer of each block:
+    Each channel is scaled by a weight computed from the means of all channels. In SE-ResNet (figure 3) one follows the
+    last norm layer of each block:
     ``plugins=[dict(cfg=dict(type='SELayer', ratio=16), position='after_conv3')]``; ``'after_conv2'`` for depths 18
     and 34.
 
     Args:
         channels: Number of channels of the input and the output.
-        ratio: Factor by which the hidden layer is narrower; 16 in the paper.
-        conv_cfg: Config of the two 1x1 convolutions; ``None`` means ``dict(type='Conv2d')``,
-            ``dict(type='Conv1d')`` weights the channels of signals.
+        ratio: Reduction ratio of the hidden layer; 16 in the paper.
+        conv_cfg: Config of the two 1x1 convolutions; ``None`` means ``dict(type='Conv2d')``. Signals need
+            ``dict(type='Conv1d')``.
         act_cfg: Configs of the two activations, or one for both.
         init_cfg: mmengine's initialisation config.
-        in_channels: Another name of ``channels``, which blocks use for their plugins.
+        in_channels: Another name of ``channels``, which blocks pass to their plugins.
 
     Raises:
-        ArgumentError: Not one of ``channels`` and ``in_channels`` is given, or ``ratio`` or ``act_cfg`` has a value
-            that is not allowed.
+        ArgumentError: Neither or both of ``channels`` and ``in_channels`` are given, or ``ratio`` or ``act_cfg`` is
+            invalid.
     """
 
     _abbr_: ClassVar[str] = "se_layer"
@@ -75,12 +76,9 @@ class SELayer(BaseModule):
 
     @untyped_at_runtime
     def forward(self, x: Tensor) -> Tensor:
-        """Weight the channels.
+        """Scale the channels.
 
         Args:
-            x: Features of shape ``(N, channels, H, W)``, or of ``conv_cfg``'s number of dimensions.
-
-        Returns:
-            Features of the same shape.
+            x: Features of shape ``(N, channels, ...)``.
         """
         return cast(Tensor, x * self.conv2(self.conv1(self.global_avgpool(x))))
