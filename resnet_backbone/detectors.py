@@ -1,7 +1,7 @@
-"""DetectoRS: a ResNet that looks twice (Qiao et al., 2020, https://arxiv.org/abs/2006.02334).
+"""The backbones of DetectoRS (Qiao et al., 2020, https://arxiv.org/abs/2006.02334).
 
-Its second look takes the first one's feature pyramid as a further input (recursive feature pyramid, section 3.1), and
-its 3x3 convolutions may switch between two dilations (switchable atrous convolution, section 3.2).
+They run twice, the second time with the feature pyramid of the first as a further input (recursive feature pyramid,
+section 3.1). Their 3x3 convolutions may switch between two dilations (switchable atrous convolution, section 3.2).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from mmengine.model import constant_init, initialize, kaiming_init
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import override
 
 from . import blocks
 from .arguments import check_flag, check_stage_mask
@@ -30,17 +31,16 @@ Cfg = dict[str, Any]
 
 
 class Bottleneck(blocks.Bottleneck):
-    """A Bottleneck with a switchable atrous convolution, and with a place for the pyramid's features.
+    """A Bottleneck with a switchable atrous convolution and the features of a pyramid as a second input.
 
     Args:
         inplanes: Number of input channels.
-        planes: A fourth of the number of output channels.
-        rfp_inplanes: Number of channels of the pyramid's features; ``None`` for a block that does not take them.
-        sac: Config of the switchable atrous convolution that takes the 3x3's place.
+        planes: A quarter of the number of output channels.
+        rfp_inplanes: Number of channels of the pyramid's features; ``None`` for a block without that input.
+        sac: Config of the switchable atrous convolution that replaces the 3x3.
         init_cfg: mmengine's initialisation config.
         plugins: As for a plain Bottleneck.
-        groups: Number of groups of the 3x3 convolution in a ResNeXt; see ``resnext.grouped_width``. ``None`` in a
-            ResNet.
+        groups: In a ResNeXt, see ``resnext.grouped_width``; ``None`` in a ResNet.
         base_width: See ``resnext.grouped_width``.
         base_channels: See ``resnext.grouped_width``.
         **kwargs: The further arguments of a plain Bottleneck.
@@ -62,7 +62,7 @@ class Bottleneck(blocks.Bottleneck):
         base_channels: int = 64,
         **kwargs: Any,
     ) -> None:
-        # As mmdet does, and so from the same random numbers: first a plain Bottleneck, then what replaces its layers.
+        # As in mmdet, for the same random numbers: first a plain Bottleneck, then the layers that replace its own.
         super().__init__(inplanes, planes, init_cfg=init_cfg, **kwargs)
         inner = kwargs.get("width") or planes
         width = inner if groups is None else grouped_width(planes, groups, base_width, base_channels)
@@ -85,15 +85,12 @@ class Bottleneck(blocks.Bottleneck):
         return super()._conv3x3_cfg(stride) if self.sac is None else self.sac
 
     def rfp_forward(self, x: Tensor, rfp_feat: Tensor | None) -> Tensor:
-        """Compute the block with the pyramid's features.
+        """Compute features of shape ``(N, 4 * planes, H / stride, W / stride)``.
 
         Args:
             x: Features of shape ``(N, inplanes, H, W)``.
-            rfp_feat: The pyramid's features of shape ``(N, rfp_inplanes, H / stride, W / stride)``; only a block with
-                ``rfp_inplanes`` reads them.
-
-        Returns:
-            Features of shape ``(N, 4 * planes, H / stride, W / stride)``.
+            rfp_feat: Features of the pyramid, of shape ``(N, rfp_inplanes, H / stride, W / stride)``; used only by a
+                block with ``rfp_inplanes``.
         """
         out = self._sum(x)
         if self.rfp_inplanes:
@@ -104,20 +101,20 @@ class Bottleneck(blocks.Bottleneck):
 class DetectoRS_ResNet(ResNet):  # noqa: N801 - mmdet's name
     """ResNet for DetectoRS (Qiao et al., 2020, https://arxiv.org/abs/2006.02334).
 
-    mmdet's ``RFP`` neck calls ``rfp_forward``. ``fold_norm`` folds nothing where ``conv_cfg`` is ``ConvAWS``, as in
-    mmdet's configs: its weights are standardised again in each step.
+    mmdet's ``RFP`` neck calls ``rfp_forward``. With ``conv_cfg=dict(type='ConvAWS')``, as in mmdet's configs,
+    ``fold_norm`` has no effect, because these convolutions standardise their weights in each step.
 
     Args:
         sac: Config of the switchable atrous convolution: ``dict(type='SAC', use_deform=True)``.
-        stage_with_sac: Whether each stage has it.
-        rfp_inplanes: Number of channels of the pyramid's features that all stages but the first take.
-        output_img: Let ``forward`` return the image, too, before the features: the neck looks at it again.
+        stage_with_sac: One boolean per stage.
+        rfp_inplanes: Number of channels of the pyramid's features, an input of all stages but the first.
+        output_img: Return the image before the features, for the neck's second pass.
         pretrained: A checkpoint to start from.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)``, or ``None``.
         **kwargs: The further arguments of ``ResNet``; ``depth`` is 50, 101 or 152.
 
     Raises:
-        ArgumentError: An argument has a value that is not allowed.
+        ArgumentError: An argument has an invalid value.
 
     Examples:
         >>> import torch
@@ -155,7 +152,7 @@ class DetectoRS_ResNet(ResNet):  # noqa: N801 - mmdet's name
         if sac is not None and not isinstance(sac, Mapping):
             raise ArgumentTypeError(f"sac must be a dict such as dict(type='SAC', use_deform=True), got {sac!r}")
         self.output_img = output_img
-        # mmdet builds ordinary stages first, and then these: their weights are drawn from the same random numbers.
+        # As in mmdet, for the same random numbers: first ordinary stages, then those that replace them.
         super().__init__(**kwargs)
         if sac is not None:
             check_stage_mask("stage_with_sac", stage_with_sac, self.num_stages)
@@ -173,26 +170,20 @@ class DetectoRS_ResNet(ResNet):  # noqa: N801 - mmdet's name
             options["first_block"] = {"rfp_inplanes": self.rfp_inplanes}
         return options
 
+    @override
     def make_res_layer(self, **kwargs: Any) -> nn.Module:
-        """Build one stage; a shortcut averages only where it strides.
-
-        Args:
-            **kwargs: The arguments of ``ResLayer``.
-        """
+        # As in mmdet, a shortcut pools only if it strides.
         kwargs["avg_down"] = kwargs["avg_down"] and kwargs["stride"] != 1
         return super().make_res_layer(**kwargs)
 
+    @override
     def init_weights(self, pretrained: str | None = None) -> None:
-        """Load the checkpoint, or initialise every convolution, those of SAC included, as mmdet does.
-
-        Args:
-            pretrained: A checkpoint to load in place of the constructor's.
-        """
         cfg = self._pretrained_cfg if pretrained is None else pretrained_init_cfg(pretrained)
         if cfg is not None:
             initialize(self, cfg)
             return
-        self.to(memory_format=torch.contiguous_format)  # As in ResNet: random numbers come in the order of memory.
+        self.to(memory_format=torch.contiguous_format)  # as in ResNet
+        # As in mmdet, every convolution, including those of SAC.
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 kaiming_init(module)
@@ -207,31 +198,24 @@ class DetectoRS_ResNet(ResNet):  # noqa: N801 - mmdet's name
         self._set_memory_format()
 
     @property
+    @override
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        """What each tensor that ``forward`` returns is, in their order."""
         image = FeatureInfo("image", cast(int, self.in_channels), 1)
         return (image, *super().feature_info) if self.output_img else super().feature_info
 
     @untyped_at_runtime
+    @override
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Compute the feature pyramid.
-
-        Args:
-            x: Images of shape ``(N, in_channels, H, W)``.
-
-        Returns:
-            As ``ResNet``; with ``output_img``, ``x`` before all.
-        """
         levels = super().forward(x)
         return (x, *levels) if self.output_img else levels
 
     def rfp_forward(self, x: Tensor, rfp_feats: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Compute the feature pyramid with the features of the first look.
+        """Compute the feature pyramid in the second pass.
 
         Args:
             x: Images of shape ``(N, in_channels, H, W)``.
-            rfp_feats: For each stage, features of shape ``(N, rfp_inplanes, H / stride, W / stride)``; the first
-                stage's are not used.
+            rfp_feats: Features of the first pass for each stage, of shape
+                ``(N, rfp_inplanes, H / stride, W / stride)``. Those of the first stage are not used.
 
         Returns:
             For each of ``out_indices``, in ascending order, features of shape ``(N, C, H / stride, W / stride)``.
@@ -259,7 +243,7 @@ class DetectoRS_ResNeXt(ResNeXt, DetectoRS_ResNet):  # noqa: N801 - mmdet's name
         **kwargs: The arguments of ``DetectoRS_ResNet``.
 
     Raises:
-        ArgumentError: An argument has a value that is not allowed.
+        ArgumentError: An argument has an invalid value.
     """
 
     arch_settings = DetectoRS_ResNet.arch_settings

@@ -1,6 +1,6 @@
-"""Multi-scale 1D ResNet: one stem, then residual stages in parallel branches of different filter lengths.
+"""Multi-scale 1D ResNet: a stem, then residual stages in parallel branches with different kernel sizes.
 
-The architecture of https://github.com/geekfeiw/Multi-Scale-1D-ResNet, made for any length of signal.
+The architecture of https://github.com/geekfeiw/Multi-Scale-1D-ResNet, for signals of any length.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
+from typing_extensions import override
 
 from .blocks import BasicBlock, Bottleneck, ResidualBlock
 from .errors import ArgumentError, ArgumentTypeError, check_channels, is_int
@@ -32,15 +33,11 @@ PADDINGS = ("same", "reference")
 
 
 class Block1d(ResidualBlock):
-    """What lets a residual block take signals of unequal length."""
+    """Mixin for residual blocks that also take signals of different lengths."""
 
     @untyped_at_runtime
     def forward(self, x: Tensor | Padded) -> Tensor | Padded:  # type: ignore[override]
-        """Compute the block.
-
-        Args:
-            x: Features of shape ``(N, inplanes, L)``; or those of signals of unequal length.
-        """
+        """Compute the block from features of shape ``(N, inplanes, L)``."""
         if not isinstance(x, Padded):
             return super().forward(x)
         if self._may_checkpoint(x.features):
@@ -61,7 +58,7 @@ class Block1d(ResidualBlock):
 class BasicBlock1d(Block1d, BasicBlock):
     """A BasicBlock for signals."""
 
-    conv_norm_names = BasicBlock.conv_norm_names  # which is the order of forward here, too
+    conv_norm_names = BasicBlock.conv_norm_names  # also right for Block1d.forward
 
 
 class Bottleneck1d(Block1d, Bottleneck):
@@ -71,10 +68,7 @@ class Bottleneck1d(Block1d, Bottleneck):
 
 
 class CroppingBlock(Block1d, BasicBlock):
-    """A BasicBlock that pads by 1 whatever its kernel size, and crops its shortcut's end to what is left.
-
-    The block of the public reference's branches. A kernel of 3 makes it an ordinary BasicBlock.
-    """
+    """The reference's block: it pads by 1 for every kernel size, and crops the shortcut to the shorter output."""
 
     conv_norm_names = BasicBlock.conv_norm_names
 
@@ -86,11 +80,11 @@ class CroppingBlock(Block1d, BasicBlock):
 
 
 class MultiScaleStage(nn.Module):
-    """The same stage in several branches, which differ in their kernel size and do not meet.
+    """A stage in parallel branches with different kernel sizes.
 
     Args:
         branches: The stage of each branch.
-        width: Number of channels that a branch returns.
+        width: Number of output channels of each branch.
         fusion: ``'concat'`` or ``'sum'``.
     """
 
@@ -105,13 +99,13 @@ class MultiScaleStage(nn.Module):
         """Compute the stage of each branch.
 
         Args:
-            x: Each branch's features of shape ``(N, C, L)``; or one tensor, such as the stem's, for all.
+            x: Features of each branch, of shape ``(N, C, L)``, or one tensor for all branches.
         """
         inputs = x if isinstance(x, tuple) and not isinstance(x, Padded) else (x,) * len(self.branches)
         return tuple(branch(features) for branch, features in zip(self.branches, inputs))
 
     def fuse(self, branches: Sequence[Tensor]) -> Tensor:
-        """Make one tensor of ``(N, C, ...)`` of each branch: its channels side by side, or added up."""
+        """Concatenate the channels of the branches, each of shape ``(N, C, ...)``, or add them."""
         if self.fusion == "concat":
             return torch.cat(list(branches), dim=1)
         return reduce(torch.add, branches)
@@ -120,41 +114,41 @@ class MultiScaleStage(nn.Module):
 class MultiScaleResNet1d(ResNet):
     """ResNet for signals, whose stages run in parallel branches, one for each kernel size.
 
-    A short kernel sees what is quick in a signal, a long one what is slow. All branches start from one stem. Their
-    features are fused stage by stage; with ``num_classes``, they are averaged over time, fused and classified.
+    Short kernels capture fast changes of a signal, long ones slow changes. All branches share one stem. ``forward``
+    returns their fused features of each stage or, with ``num_classes``, averages the last over time and classifies.
 
     The published networks for time series keep the resolution: the ResNet of Wang et al. (2017,
     https://arxiv.org/abs/1611.06455) and InceptionTime (Ismail Fawaz et al., 2020, https://arxiv.org/abs/1909.04939)
-    have no stem and no stride. The public reference has the stem of photographs, of stride 4, and strides of 2 in its
-    three stages: 32 samples become one position. The default here keeps every sample in the stem and the first stage
-    and halves the resolution in each further one. ``strides=(1, 1, 1)`` keeps it throughout, for three times the
-    multiplications; ``stem_stride=4`` and higher strides save time where signals have thousands of samples.
+    have no stem and no stride. The public reference has the stem for photographs, of stride 4, and strides of 2 in its
+    three stages, 32 in total. The default here keeps the resolution in the stem and the first stage, and halves it in
+    each further one. ``strides=(1, 1, 1)`` keeps it throughout, at three times the multiplications; ``stem_stride=4``
+    and larger strides save time for signals of thousands of samples.
 
     Args:
         depth: Number of blocks of each stage, such as ``(1, 1, 1)``; or 18, 34, 50, 101 or 152, for the blocks of the
             ResNet of that depth.
-        in_channels: Number of channels of the signal: its leads, sensors, microphones.
-        stem_channels: Number of channels that the stem returns; ``None`` means ``base_channels``.
+        in_channels: Number of channels of the signal: leads, sensors or microphones.
+        stem_channels: Number of output channels of the stem; ``None`` means ``base_channels``.
         base_channels: Number of channels of each branch's first stage; each further stage doubles it.
         num_stages: Number of stages; ``None`` means as many as ``depth`` lists, or 3.
-        strides: Stride of each stage; ``None`` means 1 for the first and 2 for each further one, and 2 for each with
+        strides: Stride of each stage; ``None`` means 1 for the first and 2 for the others, or 2 for all with
             ``padding='reference'``.
         dilations: Dilation of each stage; ``None`` means 1 for each.
-        out_indices: The stages, counted from 0, whose features ``forward`` returns; ``None`` means all.
+        out_indices: Indices of the stages, from 0, whose features ``forward`` returns; ``None`` means all.
         kernel_sizes: Kernel size of each branch, odd.
-        fusion: ``'concat'`` sets the branches' channels side by side, ``'sum'`` adds them up.
-        padding: ``'same'`` keeps the branches aligned. ``'reference'`` does what the public reference does: pads by 1
-            whatever the kernel, so that long kernels shorten the features, and crops the shortcut's end. Branches then
-            differ in length, and can be fused after averaging alone: it needs ``num_classes``.
-        stem_stride: As in ``ResNet``: 1, 2 or 4; ``None`` means 1, and 4 with ``padding='reference'``.
-        num_classes: Classify into so many classes: ``forward`` returns logits.
-        conv_cfg: Config of the convolutions, over one dimension.
+        fusion: ``'concat'`` concatenates the channels of the branches, ``'sum'`` adds them.
+        padding: ``'same'`` keeps the branches aligned. ``'reference'`` pads by 1 for every kernel size, as the public
+            reference does, so that branches differ in length and can be fused only after averaging: it needs
+            ``num_classes``.
+        stem_stride: As in ``ResNet``; ``None`` means 1, or 4 with ``padding='reference'``.
+        num_classes: Number of classes; ``forward`` then returns logits.
+        conv_cfg: Config of the convolutions, which must be 1D.
         norm_cfg: Config of the norm layers.
-        norm_eval: As in ``ResNet``; off, since there are no pretrained statistics to keep.
+        norm_eval: As in ``ResNet``; off by default, because there are no pretrained statistics to keep.
         **kwargs: The further arguments of ``ResNet``: ``frozen_stages``, ``with_cp``, ``fold_norm``, ``avg_down``, ...
 
     Raises:
-        ArgumentError: An argument has a value that is not allowed.
+        ArgumentError: An argument has an invalid value.
 
     Examples:
         >>> import torch
@@ -244,12 +238,8 @@ class MultiScaleResNet1d(ResNet):
             block = CroppingBlock
         return block, blocks
 
+    @override
     def make_res_layer(self, **kwargs: Any) -> nn.Module:
-        """Build one stage of each branch.
-
-        Args:
-            **kwargs: The arguments of ``ResLayer``.
-        """
         kwargs["block"] = _BLOCKS.get(kwargs["block"], kwargs["block"])
         branches = [ResLayer(kernel_size=size, **kwargs) for size in self.kernel_sizes]
         return MultiScaleStage(branches, kwargs["planes"] * kwargs["block"].expansion, self.fusion)
@@ -262,18 +252,18 @@ class MultiScaleResNet1d(ResNet):
 
         Args:
             x: Signals of shape ``(N, in_channels, L)``, ``L`` at least ``minimum_length``.
-            lengths: Number of samples of each signal, ``(N,)``, where they differ: what lies behind them in ``x`` is
-                padding. Each signal's features and logits, in eval mode, are then those of the signal alone, to
-                rounding, and the padding's features are zero; in train mode batch statistics leave the padding out.
-                For batch norms, and without plugins. On the CPU they are checked without waiting for a GPU.
+            lengths: Number of samples of each signal, of shape ``(N,)``, if they differ; the rest of ``x`` is padding.
+                In eval mode the features and logits of each signal are then, up to rounding, those of the signal alone,
+                and the features of the padding are zero. In train mode batch statistics exclude the padding. It needs
+                batch norms and no plugins. Pass a list or a CPU tensor to avoid synchronising with a GPU.
 
         Returns:
-            For each of ``out_indices``, in ascending order, features of shape ``(N, C, L / stride)``, lengths rounded
-            up; ``feature_info`` gives channels and strides. With ``num_classes``, logits ``(N, num_classes)``.
+            For each of ``out_indices``, in ascending order, features of shape ``(N, C, L / stride)``, rounded up; see
+            ``feature_info``. With ``num_classes``, logits of shape ``(N, num_classes)``.
 
         Raises:
-            ArgumentError: ``x`` has another number of dimensions or channels, no floating-point dtype, or is too short;
-                ``lengths`` does not fit it, or the network's layers do not allow it.
+            ArgumentError: ``x`` has the wrong number of dimensions or channels, or not a floating-point dtype, or is
+                too short; ``lengths`` do not match it or cannot be used with the network's layers.
         """
         padded = x if lengths is None else self._padded(x, lengths)
         stages: Any = super().forward(cast(Tensor, padded))
@@ -283,7 +273,7 @@ class MultiScaleResNet1d(ResNet):
             if lengths is not None:
                 stages = [[branch.features for branch in branches] for branches in stages]
             return tuple(module.fuse(branches) for module, branches in zip(modules, stages))
-        # Averaged before they are fused: in the reference's padding branches differ in length.
+        # Averaged before fusing, because with the reference's padding the branches differ in length.
         averages = [out.mean() if isinstance(out, Padded) else out.mean(dim=-1) for out in stages[-1]]
         return cast(Tensor, self.fc(modules[-1].fuse(averages)))
 
@@ -296,7 +286,7 @@ class MultiScaleResNet1d(ResNet):
         return x.apply(cast(nn.Module, self.maxpool)) if isinstance(x, Padded) else super()._pool(x)
 
     def _padded(self, x: Tensor, lengths: Tensor | Sequence[int]) -> Padded:
-        """Check ``lengths`` and set the padding to zero."""
+        """Check ``lengths``, and set the padding to zero."""
         self._check_input(x)
         if not self._takes_lengths:
             raise ArgumentError(
@@ -319,7 +309,7 @@ class MultiScaleResNet1d(ResNet):
         return True  # forward begins with ResNet's
 
     def _check_input(self, x: Tensor | Padded) -> None:
-        if isinstance(x, Padded):  # as checked before it was made
+        if isinstance(x, Padded):  # already checked
             return
         super()._check_input(x)
         if x.shape[-1] < self.minimum_length:
@@ -329,7 +319,7 @@ class MultiScaleResNet1d(ResNet):
             )
 
     def _minimum_length(self) -> int:
-        """Samples that the last stage in use needs to return one."""
+        """Return the shortest length for which the last stage in use returns a position."""
         if self.padding == "same":
             return self.out_strides[-1]
         longest = self.kernel_sizes.index(max(self.kernel_sizes))
@@ -343,7 +333,7 @@ class MultiScaleResNet1d(ResNet):
         return int(length)
 
 
-# The classes that ResNet builds and initialises by, and those that take signals of unequal length.
+# ResNet's blocks, and the ones built for them.
 _BLOCKS: dict[type[nn.Module], type[nn.Module]] = {BasicBlock: BasicBlock1d, Bottleneck: Bottleneck1d}
 
 

@@ -1,4 +1,4 @@
-"""RegNetX: networks whose widths a quantised line gives (Radosavovic et al., 2020, https://arxiv.org/abs/2003.13678)."""
+"""RegNetX (Radosavovic et al., 2020, https://arxiv.org/abs/2003.13678)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Cfg = dict[str, Any]
 
 
 class Bottleneck(resnext.Bottleneck):
-    """ResNeXt's Bottleneck without a bottleneck: all three convolutions have ``planes`` channels."""
+    """ResNeXt's Bottleneck without a bottleneck: the output has ``planes`` channels."""
 
     expansion = 1
 
@@ -29,25 +29,23 @@ class Bottleneck(resnext.Bottleneck):
 class RegNet(ResNet):
     """RegNetX (Radosavovic et al., 2020, https://arxiv.org/abs/2003.13678, section 5), without its classifier.
 
-    ``fold_norm`` halves what a training step saves, as for a ResNet.
-
-    The stem is one 3x3 convolution of stride 2. Block ``j`` is ``w0 + wa * j`` channels wide, rounded to ``w0`` times a
-    power of ``wm`` and to a multiple of 8; blocks of one width make a stage (section 3.3).
+    The stem is one 3x3 convolution of stride 2. Block ``j`` has ``w0 + wa * j`` channels, rounded to ``w0`` times a
+    power of ``wm`` and to a multiple of 8. Blocks of equal width form a stage (section 3.3).
 
     Args:
         arch: ``'regnetx_400mf'``, ``'regnetx_800mf'``, ``'regnetx_1.6gf'``, ``'regnetx_3.2gf'``, ``'regnetx_4.0gf'``,
             ``'regnetx_6.4gf'``, ``'regnetx_8.0gf'``, ``'regnetx_12gf'``, or
             ``dict(w0=..., wa=..., wm=..., group_w=..., depth=..., bot_mul=...)`` with the initial width, the slope, the
-            quantisation step, the width of a group, the number of blocks in all and the bottleneck ratio.
+            quantisation parameter, the width of a group, the total number of blocks and the bottleneck ratio.
         in_channels: Number of channels of the input image.
-        stem_channels: Number of channels that the stem returns.
-        base_channels: Not used; mmdet has it.
+        stem_channels: Number of output channels of the stem.
+        base_channels: Ignored, for compatibility with mmdet.
         strides: Stride of each stage.
         *args: The further positional arguments of ``ResNet``, from ``dilations`` on.
-        **kwargs: The further arguments of ``ResNet``. ``deep_stem`` must be false; ``stem_stride`` is 2, or 1.
+        **kwargs: The further arguments of ``ResNet``. ``deep_stem`` must be false; ``stem_stride`` is 2 or 1.
 
     Raises:
-        ArgumentError: An argument has a value that is not allowed.
+        ArgumentError: An argument has an invalid value.
 
     Examples:
         >>> import torch
@@ -82,7 +80,7 @@ class RegNet(ResNet):
         for name in ("depth", "num_stages"):
             if name in kwargs:
                 raise ArgumentTypeError(
-                    f"{name} is what arch says for RegNet, got {name}={kwargs[name]!r}: leave it out"
+                    f"{name} must not be given for RegNet, whose arch sets it, got {name}={kwargs[name]!r}"
                 )
         design = self._design(arch)
         widths, num_stages = self.generate_regnet(design["w0"], design["wa"], design["wm"], design["depth"])
@@ -126,7 +124,7 @@ class RegNet(ResNet):
 
     def _stage_options(self, index: int) -> Cfg:
         width = self.stage_widths[index]
-        # The width of a group is absolute here: base_channels is the stage's own width.
+        # The width of a group is absolute, not relative to the first stage's.
         return {
             **super()._stage_options(index),
             "groups": round(width * self.bottleneck_ratio[index]) // self.group_widths[index],
@@ -151,17 +149,14 @@ class RegNet(ResNet):
     def generate_regnet(
         self, initial_width: float, width_slope: float, width_parameter: float, depth: int, divisor: int = 8
     ) -> tuple[list[int], int]:
-        """Compute the width of each block (section 3.3, equations 2 to 4).
+        """Return the width of each block (section 3.3, equations 2 to 4), and the number of stages.
 
         Args:
             initial_width: ``w0``, a multiple of ``divisor``.
             width_slope: ``wa``, at least 0.
             width_parameter: ``wm``, above 1.
             depth: Number of blocks.
-            divisor: What each width is a multiple of.
-
-        Returns:
-            The width of each block, and the number of different ones: of stages.
+            divisor: Widths are multiples of it.
         """
         if initial_width <= 0 or initial_width % divisor:
             raise ArgumentError(f"w0 of arch must be a positive multiple of {divisor}, got {initial_width!r}")
@@ -182,15 +177,12 @@ class RegNet(ResNet):
     def adjust_width_group(
         self, widths: list[int], bottleneck_ratio: list[float], groups: list[int]
     ) -> tuple[list[int], list[int]]:
-        """Round widths to whole groups.
+        """Return the widths of the stages, rounded to whole groups, and of their groups.
 
         Args:
             widths: Width of each stage.
-            bottleneck_ratio: Width of each stage's 3x3 convolutions, as a multiple of the stage's.
-            groups: Width of each stage's groups.
-
-        Returns:
-            The widths of the stages and of their groups.
+            bottleneck_ratio: Width of the 3x3 convolutions of each stage, relative to the stage's.
+            groups: Width of the groups of each stage.
         """
         inner = [int(width * ratio) for width, ratio in zip(widths, bottleneck_ratio)]
         groups = [min(group, width) for group, width in zip(groups, inner)]

@@ -1,4 +1,4 @@
-"""Res2Net: several receptive fields within one block (Gao et al., 2019, https://arxiv.org/abs/1904.01169)."""
+"""Res2Net: multi-scale features within each block (Gao et al., 2019, https://arxiv.org/abs/1904.01169)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from .arguments import check_flag
 from .blocks import Bottleneck
@@ -20,20 +21,20 @@ __all__ = ["Bottle2neck", "Res2Layer", "Res2Net"]
 
 
 class Bottle2neck(Bottleneck):
-    """A Bottleneck whose 3x3 convolution is a chain of small ones (figure 2).
+    """A Bottleneck that replaces the 3x3 convolution by a chain of smaller ones (figure 2).
 
-    The first 1x1 convolution makes ``scales`` parts. Each but the last has a 3x3 convolution, which reads its part plus
-    what the part before has made, so that one block sees through kernels of 3, 5, 7, ...; the last is passed on.
+    The output of the first 1x1 convolution is split into ``scales`` parts. Each part but the last has a 3x3
+    convolution, whose input is the part plus the output of the previous one. The last part is passed on unchanged.
 
     Args:
         inplanes: Number of input channels.
-        planes: A fourth of the number of output channels.
+        planes: A quarter of the number of output channels.
         scales: Number of parts, at least 2.
-        base_width: Number of channels of each part where ``planes`` is ``base_channels``; it grows with ``planes``.
+        base_width: Number of channels of each part in the first stage; it grows with ``planes``.
         base_channels: ``planes`` of the first stage.
-        stage_type: ``'stage'`` for the first block of a stage, which changes the resolution: its parts do not read each
-            other, and where it strides, the last is averaged. ``'normal'`` for the others.
-        pool_unstrided: Average the last part of a stage's first block where that does not stride, too.
+        stage_type: ``'stage'`` for the first block of a stage, whose parts are independent, and whose last part is
+            average-pooled if it strides; ``'normal'`` for the other blocks.
+        pool_unstrided: Average-pool the last part of the first block of a stage even if it does not stride.
         **kwargs: The further arguments of a plain Bottleneck.
     """
 
@@ -52,7 +53,7 @@ class Bottle2neck(Bottleneck):
         if not is_int(scales) or scales < 2:
             raise ArgumentError(f"scales must be an integer of at least 2, got {scales!r}: 1 makes it a ResNet")
         plugins = kwargs.pop("plugins", None)
-        # As mmdet does, and so from the same random numbers: first a plain Bottleneck, then what replaces its layers.
+        # As in mmdet, for the same random numbers: first a plain Bottleneck, then the layers that replace its own.
         super().__init__(inplanes, planes, **kwargs)
         self.scales = scales
         self.stage_type = stage_type
@@ -72,8 +73,8 @@ class Bottle2neck(Bottleneck):
         delattr(self, self.norm2_name)
 
     @property
+    @override
     def conv_norm_names(self) -> list[tuple[str, str]]:
-        """The names of the block's convolutions, each with that of the norm layer that follows it."""
         parts = [(f"convs.{index}", f"bns.{index}") for index in range(self.scales - 1)]
         return [("conv1", self.norm1_name), *parts, ("conv3", self.norm3_name)]
 
@@ -85,7 +86,7 @@ class Bottle2neck(Bottleneck):
             if outs and self.stage_type == "normal":
                 part = outs[-1] + part
             if self.with_dcn:
-                part = part.contiguous()  # Compiled mmcv reads the memory in a row.
+                part = part.contiguous()  # Compiled mmcv ignores strides.
             outs.append(self.relu(self._conv_norm(conv, norm, part)))
         last = parts[self.scales - 1]
         outs.append(self.pool(last) if hasattr(self, "pool") else last)
@@ -93,10 +94,10 @@ class Bottle2neck(Bottleneck):
 
 
 class Res2Layer(ResLayer):
-    """One stage of a Res2Net: the first block's parts do not read each other.
+    """One stage of a Res2Net.
 
     Args:
-        **kwargs: The arguments of ``ResLayer``, and of ``Bottle2neck``.
+        **kwargs: The arguments of ``ResLayer`` and ``Bottle2neck``.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -106,25 +107,25 @@ class Res2Layer(ResLayer):
 class Res2Net(ResNet):
     """Res2Net v1d (Gao et al., 2019, https://arxiv.org/abs/1904.01169), without its classifier.
 
-    Unlike in mmdet, which builds the D variant whatever they say, ``deep_stem`` and ``avg_down`` are what they are
-    called: both false make the paper's own network, timm's ``res2net50_26w_4s``.
+    mmdet always builds the D variant. Here ``deep_stem=False`` and ``avg_down=False`` take effect, and together build
+    the paper's network, timm's ``res2net50_26w_4s``.
 
-    ``fold_norm`` saves less than for a ResNet: the parts are saved once more where they are put together.
+    ``fold_norm`` saves less memory than for a ResNet, because the parts are saved again where they are concatenated.
 
     Args:
         scales: Number of parts in each block, the paper's ``s``.
-        base_width: Number of channels of each part in the first stage, doubled by each further one, the paper's ``w``.
-        style: ``'pytorch'``.
-        deep_stem: Three 3x3 convolutions in the stem in place of one 7x7.
-        avg_down: Let the shortcuts average before their 1x1 convolution instead of striding in it.
+        base_width: Number of channels of each part in the first stage, the paper's ``w``; further stages double it.
+        style: Must be ``'pytorch'``.
+        deep_stem: As in ``ResNet``.
+        avg_down: As in ``ResNet``.
         pretrained: Deprecated; see ``ResNet``.
         init_cfg: mmengine's initialisation config.
-        pool_unstrided: Average the last part in the first block of the first stage, too, which does not stride. The
-            authors' code, timm and mmpretrain do, mmdet does not: set it for their weights.
+        pool_unstrided: Average-pool the last part also in the first block of the first stage, which does not stride.
+            The authors' code, timm and mmpretrain do, and mmdet does not: set it for their weights.
         **kwargs: The further arguments of ``ResNet``; ``depth`` is 50, 101 or 152.
 
     Raises:
-        ArgumentError: An argument has a value that is not allowed.
+        ArgumentError: An argument has an invalid value.
 
     Examples:
         >>> import torch
@@ -163,12 +164,8 @@ class Res2Net(ResNet):
             style=style, deep_stem=deep_stem, avg_down=avg_down, pretrained=pretrained, init_cfg=init_cfg, **kwargs
         )
 
+    @override
     def make_res_layer(self, **kwargs: Any) -> nn.Module:
-        """Build one stage.
-
-        Args:
-            **kwargs: The arguments of ``ResLayer``.
-        """
         return Res2Layer(
             scales=self.scales,
             base_width=self.base_width,

@@ -1,4 +1,4 @@
-"""ResNeSt: split attention in place of the 3x3 convolution (Zhang et al., 2020, https://arxiv.org/abs/2004.08955)."""
+"""ResNeSt: ResNets with split attention (Zhang et al., 2020, https://arxiv.org/abs/2004.08955)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from . import blocks
 from .errors import ArgumentError, check_channels
@@ -24,11 +25,11 @@ Cfg = dict[str, Any]
 
 
 class RSoftmax(nn.Module):
-    """Softmax over the splits of each channel; a sigmoid where there is but one split.
+    """Softmax over the splits of each channel, or a sigmoid if there is one split.
 
     Args:
         radix: Number of splits.
-        groups: Number of groups, within which the splits lie.
+        groups: Number of groups.
     """
 
     def __init__(self, radix: int, groups: int) -> None:
@@ -38,13 +39,10 @@ class RSoftmax(nn.Module):
 
     @untyped_at_runtime
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the weights.
+        """Compute weights of shape ``(N, radix * groups * C)``.
 
         Args:
             x: Logits of shape ``(N, groups * radix * C, 1, 1)``.
-
-        Returns:
-            Weights of shape ``(N, radix * groups * C)``.
         """
         x = x.flatten(1)
         if self.radix == 1:
@@ -54,21 +52,23 @@ class RSoftmax(nn.Module):
 
 
 class SplitAttentionConv2d(BaseModule):
-    """Convolve into several splits, and add them up by weights that the whole image decides (section 3.1, figure 2).
+    """Split attention: a convolution into several splits, and their weighted sum (section 3.1, figure 2).
+
+    The weights of the splits are computed for each channel from global context.
 
     Args:
         in_channels: Number of input channels.
         channels: Number of output channels.
         kernel_size: Size of the kernel.
         stride: Stride.
-        padding: Zeros added on each side.
-        dilation: Distance between the kernel's points.
+        padding: Zero padding on each side.
+        dilation: Dilation.
         groups: Number of groups, the paper's cardinality.
         radix: Number of splits.
-        reduction_factor: How many times narrower than the splits the layer is from which their weights come.
+        reduction_factor: Factor by which the hidden layer of the attention is narrower than the splits together.
         conv_cfg: Config of the convolution.
         norm_cfg: Config of the norm layers.
-        dcn: Config of a deformable convolution that takes the convolution's place.
+        dcn: Config of a deformable convolution that replaces the convolution.
         init_cfg: mmengine's initialisation config.
     """
 
@@ -131,18 +131,15 @@ class SplitAttentionConv2d(BaseModule):
 
     @property
     def conv_norm_names(self) -> list[tuple[str, str]]:
-        """The names of the convolutions that a norm layer follows, each with that of the norm layer."""
+        """Names of the convolutions that a norm layer follows, each with the name of that layer."""
         return [("conv", self.norm0_name), ("fc1", self.norm1_name)]
 
     @untyped_at_runtime
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve and attend.
+        """Compute features of shape ``(N, channels, H / stride, W / stride)``.
 
         Args:
             x: Features of shape ``(N, in_channels, H, W)``.
-
-        Returns:
-            Features of shape ``(N, channels, H / stride, W / stride)``.
         """
         x = self.relu(conv_norm(self.conv, self.norm0, x, self.fold_norm))
         splits = torch.unflatten(x, 1, (self.radix, -1))
@@ -155,17 +152,17 @@ class SplitAttentionConv2d(BaseModule):
 
 
 class Bottleneck(blocks.Bottleneck):
-    """A Bottleneck with split attention in place of its 3x3 convolution; it strides by averaging (section 3.2).
+    """A Bottleneck with split attention instead of its 3x3 convolution, which strides by average pooling (section 3.2).
 
     Args:
         inplanes: Number of input channels.
-        planes: A fourth of the number of output channels.
+        planes: A quarter of the number of output channels.
         groups: See ``resnext.grouped_width``.
         base_width: See ``resnext.grouped_width``.
         base_channels: See ``resnext.grouped_width``.
         radix: Number of splits.
         reduction_factor: See ``SplitAttentionConv2d``.
-        avg_down_stride: Stride by averaging 3x3 positions after the attention, and not in its convolution.
+        avg_down_stride: Stride by 3x3 average pooling after the attention instead of in its convolution.
         **kwargs: The further arguments of a plain Bottleneck.
     """
 
@@ -182,7 +179,7 @@ class Bottleneck(blocks.Bottleneck):
         **kwargs: Any,
     ) -> None:
         plugins = kwargs.pop("plugins", None)
-        # As mmdet does, and so from the same random numbers: first a plain Bottleneck, then what replaces its layers.
+        # As in mmdet, for the same random numbers: first a plain Bottleneck, then the layers that replace its own.
         super().__init__(inplanes, planes, **kwargs)
         if spatial_dims_of(self.conv_cfg) != 2:
             raise ArgumentError(f"conv_cfg must be a convolution of images for ResNeSt, got {self.conv_cfg!r}")
@@ -212,8 +209,8 @@ class Bottleneck(blocks.Bottleneck):
         self._build_conv3(width)
 
     @property
+    @override
     def conv_norm_names(self) -> list[tuple[str, str]]:
-        """The names of the block's own convolutions, each with that of the norm layer that follows it."""
         return [("conv1", self.norm1_name), ("conv3", self.norm3_name)]
 
     def _middle(self, x: Tensor) -> Tensor:
@@ -224,19 +221,19 @@ class Bottleneck(blocks.Bottleneck):
 class ResNeSt(ResNetV1d):
     """ResNeSt (Zhang et al., 2020, https://arxiv.org/abs/2004.08955), without its classifier.
 
-    ``fold_norm`` computes all of its convolutions with their norm layers; what the attention itself saves stays.
+    ``fold_norm`` saves less memory than for a ResNet: the attention saves as much as before.
 
     Args:
         groups: Number of groups, the paper's cardinality.
-        base_width: Number of channels of each group in the first stage; not used where ``groups`` is 1, as in mmdet.
+        base_width: Number of channels of each group in the first stage. Ignored if ``groups`` is 1, as in mmdet.
         radix: Number of splits.
-        reduction_factor: How many times narrower than the splits the layer is from which their weights come.
-        avg_down_stride: Stride by averaging 3x3 positions after the attention, and not in its convolution.
+        reduction_factor: See ``SplitAttentionConv2d``.
+        avg_down_stride: Stride by 3x3 average pooling after the attention instead of in its convolution.
         **kwargs: The arguments of ``ResNetV1d``; ``depth`` is 50, 101, 152 or 200. The paper's ``stem_channels``
             are 64 for depth 50, and 128 for the others.
 
     Raises:
-        ArgumentError: An argument has a value that is not allowed.
+        ArgumentError: An argument has an invalid value.
 
     Examples:
         >>> import torch
@@ -272,12 +269,8 @@ class ResNeSt(ResNetV1d):
         self.avg_down_stride = avg_down_stride
         super().__init__(**kwargs)
 
+    @override
     def make_res_layer(self, **kwargs: Any) -> nn.Module:
-        """Build one stage.
-
-        Args:
-            **kwargs: The arguments of ``ResLayer``.
-        """
         return super().make_res_layer(
             groups=self.groups,
             base_width=self.base_width,

@@ -1,4 +1,4 @@
-"""ResNeXt: a ResNet whose 3x3 convolutions run in groups (Xie et al., 2016, https://arxiv.org/abs/1611.05431)."""
+"""ResNeXt: a ResNet with grouped 3x3 convolutions (Xie et al., 2016, https://arxiv.org/abs/1611.05431)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from typing import Any, ClassVar
 
 from torch import nn
+from typing_extensions import override
 
 from . import blocks
 from .errors import check_channels
@@ -18,20 +19,20 @@ def grouped_width(planes: int, groups: int, base_width: int, base_channels: int)
     """Return the number of channels of a grouped 3x3 convolution.
 
     Args:
-        planes: A fourth of the block's number of output channels.
-        groups: Number of groups; 1 makes a plain Bottleneck, whatever ``base_width`` is, as in mmdet.
-        base_width: Number of channels of each group where ``planes`` is ``base_channels``; it grows with ``planes``.
+        planes: A quarter of the block's number of output channels.
+        groups: Number of groups. If it is 1, ``base_width`` is ignored, as in mmdet.
+        base_width: Number of channels of each group in the first stage; it grows with ``planes``.
         base_channels: ``planes`` of the first stage.
     """
     return planes if groups == 1 else math.floor(planes * (base_width / base_channels)) * groups
 
 
 class Bottleneck(blocks.Bottleneck):
-    """A Bottleneck with ``groups`` in its 3x3 convolution, each ``base_width`` channels wide in the first stage.
+    """A Bottleneck with a grouped 3x3 convolution.
 
     Args:
         inplanes: Number of input channels.
-        planes: A fourth of the number of output channels.
+        planes: A quarter of the number of output channels.
         groups: See ``grouped_width``.
         base_width: See ``grouped_width``.
         base_channels: See ``grouped_width``.
@@ -47,8 +48,8 @@ class Bottleneck(blocks.Bottleneck):
         base_channels: int = 64,
         **kwargs: Any,
     ) -> None:
-        # mmdet builds a plain Bottleneck and then replaces its layers. So do we, since the weights of both are drawn
-        # from the same random numbers: a seed gives the same network.
+        # mmdet builds a plain Bottleneck before it replaces its layers. Both draw random numbers, so that a seed gives
+        # the same network only if both are built here too.
         super().__init__(inplanes, planes, **kwargs)
         width = grouped_width(planes, groups, base_width, base_channels)
         super().__init__(inplanes, planes, groups=groups, width=width, **kwargs)
@@ -57,16 +58,14 @@ class Bottleneck(blocks.Bottleneck):
 class ResNeXt(ResNet):
     """ResNeXt (Xie et al., 2016, https://arxiv.org/abs/1611.05431, table 1), without its classifier.
 
-    ``fold_norm`` halves what a training step saves, as for a ResNet.
-
     Args:
         groups: Number of groups of the 3x3 convolutions, the paper's cardinality: the 32 of "32x4d".
         base_width: Number of channels of each group in the first stage, doubled by each further one: the 4 of "32x4d".
-            Not used where ``groups`` is 1, as in mmdet.
+            Ignored if ``groups`` is 1, as in mmdet.
         **kwargs: The arguments of ``ResNet``; ``depth`` is 50, 101 or 152.
 
     Raises:
-        ArgumentError: An argument has a value that is not allowed.
+        ArgumentError: An argument has an invalid value.
 
     Examples:
         >>> import torch
@@ -88,12 +87,8 @@ class ResNeXt(ResNet):
         self.base_width = base_width
         super().__init__(**kwargs)
 
+    @override
     def make_res_layer(self, **kwargs: Any) -> nn.Module:
-        """Build one stage.
-
-        Args:
-            **kwargs: The arguments of ``ResLayer``.
-        """
         return super().make_res_layer(
             groups=self.groups, base_width=self.base_width, base_channels=self.base_channels, **kwargs
         )

@@ -1,4 +1,4 @@
-"""TridentNet: one stage at several dilations (Li et al., 2019, https://arxiv.org/abs/1901.01892)."""
+"""TridentNet: a stage in branches with different dilations (Li et al., 2019, https://arxiv.org/abs/1901.01892)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 from torch.utils.checkpoint import checkpoint
+from typing_extensions import override
 
 from .arguments import check_per_stage
 from .blocks import Bottleneck
@@ -28,15 +29,15 @@ Branches = list[Tensor]
 
 @foldable
 class TridentConv(BaseModule):
-    """One convolution at several dilations, each for a branch of its own (section 4.1).
+    """A convolution applied to several branches with the same weight and different dilations (section 4.1).
 
     Args:
         in_channels: Number of input channels.
         out_channels: Number of output channels.
         kernel_size: Size of the kernel.
         stride: Stride.
-        trident_dilations: Dilation, and padding, of each branch.
-        test_branch_idx: The branch that inference computes; -1 for all.
+        trident_dilations: Dilation and padding of each branch.
+        test_branch_idx: Index of the branch to compute in inference; -1 for all.
         bias: Whether to add a bias to the output.
         init_cfg: mmengine's initialisation config.
     """
@@ -69,11 +70,11 @@ class TridentConv(BaseModule):
 
     @untyped_at_runtime
     def forward(self, inputs: Sequence[Tensor]) -> Branches:
-        """Convolve each branch's features of shape ``(N, in_channels, H, W)`` at its dilation."""
+        """Compute the convolution of each branch, from features of shape ``(N, in_channels, H, W)``."""
         return self.convolve(inputs, self.weight, self.bias)
 
     def convolve(self, inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Branches:
-        """Compute ``forward`` with another weight and bias."""
+        """Compute ``forward`` with the given weight and bias."""
         branches = range(self.num_branch)
         if not self.training and self.test_branch_idx != -1:
             branches = range(self.test_branch_idx, self.test_branch_idx + 1)
@@ -82,8 +83,8 @@ class TridentConv(BaseModule):
             for x, branch in zip(inputs, branches)
         ]
 
+    @override
     def extra_repr(self) -> str:
-        """The arguments, for ``repr``."""
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
             f"dilations={self.dilations}, test_branch_idx={self.test_branch_idx}, bias={self.bias is not None}"
@@ -91,12 +92,12 @@ class TridentConv(BaseModule):
 
 
 class TridentBottleneck(Bottleneck):
-    """A Bottleneck that runs in several branches with the same weights, each with a dilation of its own (figure 3).
+    """A Bottleneck that runs in several branches with the same weights and different dilations (figure 3).
 
     Args:
-        trident_dilations: Dilation of each branch's 3x3 convolution.
-        test_branch_idx: The branch that inference computes; -1 for all.
-        concat_output: Return the branches one after the other as one batch: the last block's.
+        trident_dilations: Dilation of the 3x3 convolution in each branch.
+        test_branch_idx: Index of the branch to compute in inference; -1 for all.
+        concat_output: Concatenate the branches along the batch, in the last block.
         **kwargs: The arguments of a plain Bottleneck.
     """
 
@@ -117,7 +118,7 @@ class TridentBottleneck(Bottleneck):
             trident_dilations,
             test_branch_idx,
         )
-        # mmdet leaves the weight as the memory was. This is PyTorch's default, and draws no further numbers.
+        # mmdet leaves the weight uninitialised. This is PyTorch's default, and draws no further random numbers.
         self.conv2.weight = plain.weight
 
     @untyped_at_runtime
@@ -125,10 +126,11 @@ class TridentBottleneck(Bottleneck):
         """Compute the block.
 
         Args:
-            x: Features of shape ``(N, inplanes, H, W)``, of each branch; or one tensor for all, in the first block.
+            x: Features of each branch, of shape ``(N, inplanes, H, W)``, or one tensor for all branches.
 
         Returns:
-            Features of shape ``(N, 4 * planes, H / stride, W / stride)`` of each branch, or all of them in one batch.
+            Features of each branch, of shape ``(N, 4 * planes, H / stride, W / stride)``; with ``concat_output``, one
+            tensor.
         """
         runs_all = self.training or self.test_branch_idx == -1
         branches = x if isinstance(x, list) else [x] * (self.num_branch if runs_all else 1)
@@ -140,7 +142,7 @@ class TridentBottleneck(Bottleneck):
         return torch.cat(outs) if self.concat_output else outs
 
     def _sums(self, *branches: Tensor) -> Branches:
-        """Compute what each branch's last ReLU receives: layer by layer, so that gradients are summed as in mmdet."""
+        """Compute the input of the last ReLU, layer by layer for all branches, so that gradients add up as in mmdet."""
         shortcuts = [self._shortcut(branch) for branch in branches]
         outs = [self._conv_norm(self.conv1, self.norm1, branch) for branch in branches]
         outs = [self.forward_plugin(self.relu(out), self.after_conv1_plugin_names) for out in outs]
@@ -158,30 +160,29 @@ class TridentBottleneck(Bottleneck):
         return [self.norm2(out) for out in conv(branches)]
 
     @property
+    @override
     def conv_norm_names(self) -> list[tuple[str, str]]:
-        """The names of the block's convolutions, each with that of the norm layer that follows it."""
-        return super().conv_norm_names  # They describe this block's forward pass, too.
+        return super().conv_norm_names  # also right for this block's forward
 
 
 class TridentResNet(ResNet):
-    """The backbone of TridentNet: a ResNet up to its third stage, which runs at several dilations.
+    """The backbone of TridentNet: three stages of a ResNet, the last in branches with different dilations.
 
-    While training, and with ``test_branch_idx=-1``, it returns the branches' features one after the other as one batch
-    of ``num_branch * N``; otherwise one branch's. ``fold_norm`` folds every convolution.
+    During training, and with ``test_branch_idx=-1``, the branches are concatenated to a batch of ``num_branch * N``.
 
-    Unlike in mmdet, ``with_cp`` works in the third stage, too, and its 3x3 convolutions start as PyTorch's do, where
-    mmdet leaves uninitialised memory.
+    Unlike in mmdet, ``with_cp`` also works in the third stage, whose 3x3 convolutions start with PyTorch's default
+    initialisation instead of uninitialised memory.
 
     Args:
         depth: 50, 101 or 152.
         num_branch: Number of branches.
-        test_branch_idx: The branch that inference computes; -1 for all.
+        test_branch_idx: Index of the branch to compute in inference; -1 for all.
         trident_dilations: Dilation of each branch.
-        **kwargs: The further arguments of ``ResNet``. ``num_stages`` is 3; in the third stage ``dilations`` and
-            ``avg_down`` are not used, as in mmdet, and no ``dcn`` can stand.
+        **kwargs: The further arguments of ``ResNet``. ``num_stages`` must be 3. In the third stage ``dilations`` and
+            ``avg_down`` are ignored, as in mmdet, and ``dcn`` is not allowed.
 
     Raises:
-        ArgumentError: An argument has a value that is not allowed.
+        ArgumentError: An argument has an invalid value.
 
     Examples:
         >>> import torch
@@ -208,7 +209,7 @@ class TridentResNet(ResNet):
             )
         if kwargs.get("num_stages") != 3:
             raise ArgumentError(f"num_stages must be 3 for TridentResNet, got {kwargs.get('num_stages', 4)!r}")
-        # mmdet builds an ordinary third stage first: its weights are drawn from the same random numbers.
+        # As in mmdet, for the same random numbers: first an ordinary third stage.
         super().__init__(depth, **kwargs)
         if self.dcn is not None and self.stage_with_dcn[2]:
             raise ArgumentError(f"stage_with_dcn must be False for the third stage, got {self.stage_with_dcn!r}")
@@ -237,5 +238,5 @@ class TridentResNet(ResNet):
             concat_output=False,
         )
         cast(TridentBottleneck, stage[-1]).concat_output = True
-        # mmengine's initialisation does not go into a plain nn.Sequential: it leaves the blocks of this stage alone.
+        # As in mmdet, a plain nn.Sequential, whose blocks mmengine does not initialise.
         return nn.Sequential(*stage)
