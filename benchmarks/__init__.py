@@ -1,1 +1,1 @@
-"""What this project measures: run from a checkout, never installed."""
+"""Benchmarks of this project, run from a checkout. They are not installed."""

@@ -1,4 +1,4 @@
-"""DCNv2 ResNet-50 on torchvision's operator beside compiled mmcv's: time and memory, forward and backward.
+"""Time and memory of a ResNet-50 with DCNv2, with torchvision's operator and with compiled mmcv's.
 
 Run where compiled mmcv is installed:
 
@@ -34,7 +34,7 @@ def build(layer: type[nn.Module]) -> ResNet:
 
 
 def main() -> None:
-    """Compare, time in turns, print."""
+    """Compare, time alternately, and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, nargs=2, default=(320, 480), metavar=("H", "W"))
     parser.add_argument("--batch", type=int, default=2)
@@ -57,7 +57,7 @@ def main() -> None:
             times[name]["backward"].append(time.perf_counter() - middle)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {arguments.batch}x3x{arguments.size}")
     for name, row in times.items():
-        # The first run of each warms up.
+        # The first run of each is a warm-up.
         forward, backward = (statistics.median(row[part][1:]) for part in ("forward", "backward"))
         print(f"{name:24} forward {forward:6.2f} s   backward {backward:6.2f} s   saved {saved[name] / 1e6:7.1f} MB")
 

@@ -43,7 +43,7 @@ COLOURS = dict(zip(ROWS, ("#8d99ae", "#c9cfd8", "#e8a0a9", "#d1495b", "#8f2d3a")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure each detector, print a table, and write what was asked for after each.
+    """Measure each detector, print a table, and write the requested files after each.
 
     Args:
         argv: The arguments after the program's name; ``None`` means those of the process.
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=1, metavar="N")
     parser.add_argument("--size", type=int, nargs=2, default=(320, 480), metavar=("H", "W"))
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timings of each row (%(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write everything that was measured")
+    parser.add_argument("--json", metavar="FILE", help="write all measurements")
     parser.add_argument("--plot", metavar="FILE", help="draw a picture")
     arguments = parser.parse_args(argv)
 
@@ -97,7 +97,7 @@ def _measure(detector: str, rows: Sequence[str], conditions: argparse.Namespace)
 
 
 def _build(detector: str, rows: Sequence[str], device: str) -> dict[str, nn.Module]:
-    """Build the detector once a row, all with the same weights."""
+    """Build the detector for each row, with the same weights."""
     from mmdet.models import backbones as mmdet
     from mmdet.registry import MODELS
     from mmdet.utils import register_all_modules
@@ -183,7 +183,7 @@ def _print(table: dict[str, Any]) -> None:
 
 
 def _plot(tables: Sequence[dict[str, Any]], conditions: dict[str, Any], file: str) -> None:
-    """Draw time and peak memory of every row, as shares of mmdet's."""
+    """Draw time and peak memory of every row, relative to mmdet's."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 0.9 * len(tables) + 1.6), dpi=130, layout="constrained")

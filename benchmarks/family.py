@@ -26,7 +26,7 @@ MODES = ("exact", "folded", "folded, compiled")
 
 
 def build(cfg: dict[str, Any], mode: str) -> nn.Module:
-    """A network as mmdet's configs have it, to train."""
+    """A network of mmdet's configs, in train mode."""
     torch.manual_seed(0)
     backbone = build_backbone(dict(copy.deepcopy(cfg), frozen_stages=1, fold_norm=mode != "exact")).train()
     if mode.endswith("compiled"):
@@ -53,7 +53,7 @@ def saved(backbone: nn.Module, x: torch.Tensor) -> int:
 
 
 def main() -> None:
-    """Count, time in turns, print."""
+    """Measure memory, time alternately, and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, nargs=2, default=(320, 480), metavar=("H", "W"))
     parser.add_argument("--batch", type=int, default=2)
@@ -73,7 +73,7 @@ def main() -> None:
             for mode, backbone in backbones.items():
                 times[mode].append(step(backbone, x))
         for mode, seconds in times.items():
-            # The first run of each warms up, and compiles.
+            # The first run of each is a warm-up, and compiles.
             print(f"{name:20} {mode:18} step {statistics.median(seconds[1:]):6.2f} s", flush=True)
 
 

@@ -1,7 +1,7 @@
-"""The tables of a GPU, the most important first: ``python -m benchmarks.gpu --json FILE``.
+"""Measure the tables for a GPU, the most important first: ``python -m benchmarks.gpu --json FILE``.
 
-Each table is written as soon as it is measured, and none is begun when the time is up: a run that is cut short has
-lost the last tables alone. Without a GPU, ``--dry-run`` computes every row on the CPU, of a small network and images.
+Each table is written as soon as it is measured, and no table is started after the time limit, so an interrupted run
+loses only the last tables. ``--dry-run`` computes every row on the CPU, with a small network and small images.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status, 0.
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--json", metavar="FILE", required=True, help="write everything that was measured")
-    parser.add_argument("--seconds", type=float, default=280, metavar="S", help="begin no table later (%(default)s)")
-    parser.add_argument("--dry-run", action="store_true", help="small, on the CPU, without compiling")
+    parser.add_argument("--json", metavar="FILE", required=True, help="write all measurements")
+    parser.add_argument("--seconds", type=float, default=280, metavar="S", help="time limit for starts (%(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="small sizes on the CPU, without compiling")
     arguments = parser.parse_args(argv)
 
     begin, reports = time.monotonic(), list[Report]()
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _small(settings: Settings) -> Settings:
-    """The same conditions at a size that any processor computes at once."""
+    """The same conditions at a small size."""
     dtype = "bf16" if settings.is_half else "fp32"
     model = "resnet18" if settings.model.startswith("resnet") else "resnext50_32x4d"
     return replace(settings, model=model, batch=1, height=32, width=32, device="cpu", dtype=dtype, repeats=1)

@@ -28,7 +28,7 @@ CALLED: set[str] = set()
 
 
 def watch_operators() -> None:
-    """Note the operators that are called."""
+    """Record the operators that are called."""
     stand_in = sys.modules.get("mmcv._ext")
     if stand_in is None or stand_in.__spec__ is None or stand_in.__spec__.loader is not None:
         return
@@ -45,7 +45,7 @@ def watch_operators() -> None:
 
 
 def read_models(folder: Path, only: list[str] | None) -> dict[str, Any]:
-    """Return the ``model`` of every config (of some folders), without what it would download."""
+    """Return the ``model`` of every config (of some folders), without downloads."""
     models = {}
     for path in sorted(folder.rglob("*.py")):
         name = path.relative_to(folder).as_posix()
@@ -64,7 +64,7 @@ def read_models(folder: Path, only: list[str] | None) -> dict[str, Any]:
 
 
 def strip(node: Any) -> Any:
-    """Drop checkpoints to start from."""
+    """Remove pretrained checkpoints."""
     if isinstance(node, dict):
         for key in [key for key, value in node.items() if is_download(key, value)]:
             node[key] = False if node[key] is True else None
@@ -109,12 +109,12 @@ def build_all(models: dict[str, Any]) -> dict[str, str]:
         if known[key]:
             reasons[name] = known[key]
         if number % 50 == 0:
-            print(f"... built {number}, {len(reasons)} of them not", flush=True)
+            print(f"... {number} tried, {len(reasons)} failed", flush=True)
     return reasons
 
 
 def predict_some(node: Any) -> Any:
-    """Copy a part of a config with thresholds at which an untrained detector predicts some boxes, and not too many."""
+    """Copy a part of a config with thresholds for which an untrained detector predicts a few boxes."""
     testing = {"score_thr": 0.0, "nms_pre": 100, "max_per_img": 20}
     if isinstance(node, dict):
         return type(node)({key: testing[key] if key in testing else predict_some(value) for key, value in node.items()})
@@ -186,17 +186,17 @@ def run_each_class(models: dict[str, Any], folders: bool) -> tuple[dict[str, str
 
 
 def explain(error: Exception) -> str:
-    """Put an exception into one line."""
+    """Describe an exception in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
 def main() -> None:
     """Print which configs build and which classes run."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--skip-build", action="store_true", help="run the classes alone")
-    parser.add_argument("--skip-run", action="store_true", help="build alone")
+    parser.add_argument("--skip-build", action="store_true", help="only run the classes")
+    parser.add_argument("--skip-run", action="store_true", help="only build")
     parser.add_argument("--folders", action="store_true", help="run one config of each folder, not of each class")
-    parser.add_argument("--only", nargs="*", help="these folders alone")
+    parser.add_argument("--only", nargs="*", help="only these folders")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     import mmdet

@@ -22,20 +22,20 @@ from resnet_backbone.integrations.mmdet.extension import make_extension
 
 
 class Case(NamedTuple):
-    """A call of an operator of mmcv's: the function, and what is given to it."""
+    """A call of one of mmcv's operators: the function and its arguments."""
 
     function: Callable[..., Any]
     inputs: tuple[Any, ...]
 
 
 def make_boxes(count: int) -> Tensor:
-    """Boxes that overlap much, as a detector proposes them."""
+    """Overlapping boxes, like a detector's proposals."""
     corner = torch.rand(count, 2) * 600
     return torch.cat((corner, corner + torch.rand(count, 2) * 200 + 1), dim=1)
 
 
 def make_cases() -> dict[str, Case]:
-    """Each operator at the size that a detector calls it with."""
+    """Each operator with the sizes of a detector."""
     rois = torch.cat((torch.randint(0, 2, (512, 1)).float(), make_boxes(512)), dim=1)
     features, wide = torch.randn(2, 256, 50, 76), torch.randn(2, 128, 50, 76)
     shapes = torch.tensor([[50, 76], [25, 38], [13, 19]])
@@ -113,7 +113,7 @@ def measure(case: Case, extension: Any, device: str, modules: list[Any], repeats
 
 
 def difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
-    """Largest difference in parts of the largest number."""
+    """Largest difference relative to the largest number."""
     if len(ours) != len(theirs) or any(a.shape != b.shape for a, b in zip(ours, theirs)):
         return float("inf")
     parts = [
@@ -147,7 +147,7 @@ def main() -> None:
                 results.append(run(case, extension, arguments.device, modules))
                 cells.append(f"{measure(case, extension, arguments.device, modules, arguments.repeats):.2f}")
             except RuntimeError as error:
-                # mmcv has many operators for GPUs alone.
+                # mmcv implements many operators only for GPUs.
                 cells.append("none" if "implementation for device" in str(error) else type(error).__name__)
         last = f"{difference(*results):.1e}" if len(results) == 2 else ""
         print(f"| {name} | {' | '.join(cells)} | {last} |", flush=True)

@@ -1,4 +1,4 @@
-"""Reading a checkpoint beside ``torch.load(weights_only=True)``: time, in torch's zip and legacy formats.
+"""Time of reading a checkpoint, compared with ``torch.load(weights_only=True)``, in torch's zip and legacy formats.
 
 python -m benchmarks.reading --megabytes 100
 """
@@ -20,7 +20,7 @@ from resnet_backbone.weights.read import read_file
 
 
 def checkpoint(megabytes: int) -> dict[str, torch.Tensor]:
-    """The weights of a ResNet-50, and a tensor that brings them to the size."""
+    """The weights of a ResNet-50, and a tensor that fills the file to the given size."""
     state = dict(ResNet(depth=50).state_dict())
     rest = megabytes * 10**6 - sum(value.nbytes for value in state.values())
     return state | {"rest": torch.zeros(max(rest, 0) // 4)}
@@ -34,7 +34,7 @@ def seconds(read: Callable[[], Any]) -> float:
 
 
 def main() -> None:
-    """Write both formats, read each by both readers in turns, print."""
+    """Write both formats, read each with both readers alternately, and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--megabytes", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=20)

@@ -1,4 +1,4 @@
-"""MultiScaleResNet1d beside the same network written by hand from torch.nn: time of inference and of a training step.
+"""Time of MultiScaleResNet1d, compared with the same network written by hand from torch.nn.
 
 python benchmarks/signals.py
 """
@@ -20,7 +20,7 @@ SHAPES = ((32, 1, 150), (16, 12, 1000), (8, 12, 5000), (1, 12, 5000))
 
 
 class Block(nn.Module):
-    """A residual block, by hand."""
+    """A residual block."""
 
     def __init__(self, inside: int, out: int, size: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Block(nn.Module):
 
 
 class ByHand(nn.Module):
-    """A stem and three separate branches, by hand."""
+    """A stem and three separate branches."""
 
     def __init__(self, leads: int, num_classes: int) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class ByHand(nn.Module):
         return self.fc(torch.cat([branch(x).mean(dim=2) for branch in self.branches], dim=1))
 
     def load(self, ours: MultiScaleResNet1d) -> ByHand:
-        """Take over the weights of ours."""
+        """Load the weights of MultiScaleResNet1d."""
         state = {}
         for key, value in ours.state_dict().items():
             parts = key.split(".")
@@ -73,7 +73,7 @@ def step(model: nn.Module, x: Tensor) -> None:
 
 
 def measure(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, tuple[float, float]]:
-    """Time the runs in turns.
+    """Time the runs alternately.
 
     Returns:
         Of each, the median of its milliseconds, and that of its share of the time by hand in the same round: what slows
@@ -81,7 +81,7 @@ def measure(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, tu
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for round_ in range(repeats + 2):
-        # Forwards and backwards, so that none always runs in another's warm cache.
+        # The order alternates, so that none always benefits from a warm cache.
         for name in list(runs)[:: 1 if round_ % 2 else -1]:
             start = time.perf_counter()
             runs[name]()

@@ -70,7 +70,7 @@ class Split(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One training, or one fit of a baseline, and what came of it."""
+    """One training, or one fit of a baseline, and its result."""
 
     data_set: str
     method: str
@@ -182,7 +182,7 @@ def train(signals: Tensor, lengths: Tensor | None, labels: Tensor, seed: int, **
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS)
     for batch in batches(len(labels)):
-        # No longer than the longest signal in the batch; lengths stay on the CPU, so that nothing waits for the device.
+        # Cut after the longest signal; lengths stay on the CPU to avoid synchronization.
         of_batch = None if lengths is None else lengths[batch]
         longest = signals.shape[-1] if of_batch is None else int(of_batch.max())
         batch = batch.to(signals.device)
@@ -248,7 +248,7 @@ def run_baseline(run: Run, data: dict[str, Split]) -> float:
 
 
 def execute(job: tuple[Run, str | None, str]) -> Run:
-    """Do one run, in a process of its own or in this one."""
+    """Do one run, in this process or another."""
     run, path, device = job
     torch.set_num_threads(1)
     data = load(run.data_set, path)
@@ -258,24 +258,24 @@ def execute(job: tuple[Run, str | None, str]) -> Run:
 
 
 def machine(device: str) -> str:
-    """Name what a run was computed on, and by which PyTorch."""
+    """Describe the machine and the version of PyTorch."""
     name = f"{platform.machine()} CPU with {torch.backends.cpu.get_cpu_capability()}, one thread"
     return f"{torch.cuda.get_device_name() if device.startswith('cuda') else name}, torch {torch.__version__}"
 
 
 def plan(methods: Iterable[str], data_sets: Iterable[str], seeds: int) -> list[Run]:
-    """The runs in the order of what they tell: all methods on all data sets with one seed before the next."""
+    """The runs in order: all methods on all data sets with one seed before the next seed."""
     return [
         Run(data_set, method, seed)
         for seed in range(seeds)
         for method in methods
         for data_set in data_sets
-        if seed == 0 or method != "1-NN DTW"  # which has nothing random
+        if seed == 0 or method != "1-NN DTW"  # which is deterministic
     ]
 
 
 def run_all(arguments: argparse.Namespace) -> None:
-    """Do what is missing of the plan; write the results after every run."""
+    """Do the missing runs, and write the results after each."""
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
     done = read_results(arguments.out)
@@ -295,7 +295,7 @@ def run_all(arguments: argparse.Namespace) -> None:
             try:
                 run = results.next(timeout=max(0.0, deadline - time.monotonic()))
             except multiprocessing.TimeoutError:
-                print(f"stopped after {arguments.limit:.0f} s; what is missing is run next time")
+                print(f"stopped after {arguments.limit:.0f} s; run again to continue")
                 break
             done.append(run)
             write_results(arguments.out, done)
@@ -303,14 +303,14 @@ def run_all(arguments: argparse.Namespace) -> None:
 
 
 def read_results(path: str) -> list[Run]:
-    """Read what was written before, if anything was."""
+    """Read the results of previous runs, if there are any."""
     if not os.path.exists(path):
         return []
     return [Run(**run) for run in json.loads(Path(path).read_text())["runs"]]
 
 
 def write_results(path: str, runs: list[Run]) -> None:
-    """Write all runs, never half of a file."""
+    """Write all runs atomically."""
     recipe = dict(steps=STEPS, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     lines = ",\n".join(json.dumps(run._asdict()) for run in sorted(runs))
     head = json.dumps(dict(recipe=recipe, networks=NETWORKS))[:-1]
@@ -330,7 +330,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=SEEDS, help="number of seeds (%(default)s)")
     parser.add_argument("--device", default="cpu", help="where networks train: cpu or cuda (%(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="processes (%(default)s)")
-    parser.add_argument("--limit", type=float, default=1e6, help="stop after so many seconds")
+    parser.add_argument("--limit", type=float, default=1e6, help="stop after this number of seconds")
     arguments = parser.parse_args(argv)
     if arguments.export:
         export(arguments.export)

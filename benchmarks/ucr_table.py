@@ -1,4 +1,4 @@
-"""The tables of what benchmarks/ucr.py measured, beside published figures.
+"""Tables of the results of benchmarks/ucr.py and of published ones.
 
 python -m benchmarks.ucr_table ucr.json --page docs/signals.md --picture docs/ucr.png
 """
@@ -44,7 +44,7 @@ def summarise(runs: list[Run]) -> dict[str, dict[str, tuple[float, float | None]
 
 
 def table(runs: list[Run]) -> str:
-    """Write the accuracies in Markdown; the last line averages over the data sets that every network has."""
+    """Format the accuracies in Markdown; the last row averages over the data sets that every network has."""
     summary = summarise(runs)
     order = (THREE_SCALES, *BASELINES, "ResNet, published", "InceptionTime, published")
     methods = [method for method in order if method in summary]
@@ -66,7 +66,7 @@ def table(runs: list[Run]) -> str:
 
 
 def comparison(runs: list[Run]) -> str:
-    """Write in Markdown how far the other networks are above or below the three scales, on the same seeds."""
+    """Format in Markdown the differences in accuracy from the three scales, with the same seeds."""
     accuracies = {run[:3]: 100 * run.accuracy for run in runs}
     differences: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for (name, method, seed), accuracy in accuracies.items():
@@ -133,7 +133,7 @@ def _difference(values: list[float]) -> str:
 
 
 def fill(page: str, runs: list[Run]) -> str:
-    """Put the tables into a page in Markdown, below the comments that name them, and return it."""
+    """Return a Markdown page with the tables inserted after the comments that name them."""
     for name, of in (("accuracies", table(runs)), ("comparison", comparison(runs))):
         page, count = re.subn(rf"(<!-- {name} -->\n\n)(\|.*\n)*", lambda found: f"{found[1]}{of}\n", page)  # noqa: B023
         if count != 1:
@@ -142,10 +142,10 @@ def fill(page: str, runs: list[Run]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Print the tables, put them into a page, draw the first."""
+    """Print the tables, insert them into a page, and draw the first."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", help="what benchmarks/ucr.py wrote")
-    parser.add_argument("--page", metavar="FILE", help="Markdown page to put the tables into")
+    parser.add_argument("results", help="results of benchmarks/ucr.py")
+    parser.add_argument("--page", metavar="FILE", help="Markdown page to update")
     parser.add_argument("--picture", metavar="FILE", help="picture of the accuracies to write")
     arguments = parser.parse_args(argv)
     runs = read_results(arguments.results)

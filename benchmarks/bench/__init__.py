@@ -1,1 +1,1 @@
-"""Measures the backbone beside its peers: ``python -m benchmarks.bench``."""
+"""Benchmark of the backbone and of other libraries: ``python -m benchmarks.bench``."""

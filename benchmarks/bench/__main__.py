@@ -1,4 +1,4 @@
-"""The benchmark: ``python -m benchmarks.bench --help``."""
+"""Command of the benchmark: ``python -m benchmarks.bench --help``."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .settings import Settings
 
 __all__ = ["main"]
 
-# mmdet's usual size is the largest; on a CPU training starts smaller.
+# mmdet's usual size is larger; the default for training suits a CPU.
 TRAIN_SIZE, INFER_SIZE = (2, 320, 480), (1, 480, 640)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print, and write what was asked for.
+    """Measure, print, and write the requested files.
 
     Args:
         argv: The arguments after the program's name; ``None`` means those of the process.
@@ -44,19 +44,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to its parser."""
     task = parser.add_mutually_exclusive_group()
-    task.add_argument("--train", action="store_true", help="forward and backward pass of a step")
-    task.add_argument("--infer", action="store_true", help="forward pass alone (default)")
+    task.add_argument("--train", action="store_true", help="forward and backward pass")
+    task.add_argument("--infer", action="store_true", help="forward pass only (default)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (%(default)s)")
     parser.add_argument("--model", default="resnet50", metavar="NAME", help="or resnext101_64x4d, ... (%(default)s)")
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="pixels (train 320 480, infer 480 640)")
-    parser.add_argument("--batch", type=int, metavar="N", help="images a step (train 2, infer 1)")
-    parser.add_argument("--dtype", nargs="+", default=["fp32"], metavar="T", help="fp32, bf16; on cuda tf32, fp16 too")
+    parser.add_argument("--batch", type=int, metavar="N", help="images per step (train 2, infer 1)")
+    parser.add_argument("--dtype", nargs="+", default=["fp32"], metavar="T", help="fp32, bf16; on cuda also tf32, fp16")
     parser.add_argument("--frozen-stages", type=int, default=1, metavar="N", help="in training (%(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the CPU (default: torch's)")
     parser.add_argument("--repeats", type=int, default=10, metavar="N", help="timings of each row (%(default)s)")
-    parser.add_argument("--only", nargs="+", metavar="ROW", help=f"rows beside {BASELINE!r}; 'list' shows them")
+    parser.add_argument("--only", nargs="+", metavar="ROW", help=f"rows in addition to {BASELINE!r}; 'list' shows them")
     parser.add_argument("--memory", action="store_true", help="bytes saved for the backward pass; peak memory on cuda")
-    parser.add_argument("--json", metavar="FILE", help="write everything that was measured")
+    parser.add_argument("--json", metavar="FILE", help="write all measurements")
     parser.add_argument("--plot", metavar="FILE", help="draw a picture")
 
 
@@ -79,7 +79,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     console = Console()
     if not console.is_terminal:
-        console.width = 110  # a file or a pipe has no width of its own
+        console.width = 110  # files and pipes have no width
     reports: list[Report] = []
     for settings in series:
         with console.status(settings.dtype) as status:

@@ -1,4 +1,4 @@
-"""Time rows side by side, weigh what they keep for the backward pass, and see that they compute the same."""
+"""Measure time and memory of the rows, and check that they compute the same features."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ __all__ = ["Result", "measure", "milliseconds", "peak_bytes", "saved_bytes"]
 
 # Relative to the norm of each level, against the exact path in single precision.
 TOLERANCE = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 5e-2, "fp16": 2e-2}
-# Of one timing on a GPU.
+# Duration of one timing on a GPU.
 STEPS = 5
 
 
 @dataclass
 class Result:
-    """What was measured of one row.
+    """Measurements of one row.
 
     Attributes:
         name: The row.
         milliseconds: One entry per repetition.
         error: Largest relative difference of a level from the exact path in fp32.
-        saved_bytes: What autograd saved for the backward pass, parameters and buffers apart.
-        peak_bytes: On CUDA, the memory allocated at most in a step, beyond what was before it.
-        note: Why there is no time, where there is none.
+        saved_bytes: Bytes that autograd saved for the backward pass, without parameters and buffers.
+        peak_bytes: On CUDA, the peak of memory allocated in a step, beyond the memory allocated before it.
+        note: The reason, if there is no time.
     """
 
     name: str
@@ -67,8 +67,8 @@ def measure(
     Args:
         settings: The conditions.
         builders: The rows, as ``rows_for`` gives them.
-        memory: Whether to weigh them too.
-        progress: Told what happens next.
+        memory: Whether to measure memory too.
+        progress: Called with a description of the next step.
     """
     # Compiled code of earlier conditions would count towards the compiler's limit for one network.
     torch.compiler.reset()
@@ -111,7 +111,7 @@ def _exact_levels(settings: Settings, builders: Mapping[str, Builder]) -> list[T
 
 
 def _levels(row: Row, image: Tensor, settings: Settings) -> list[Tensor]:
-    # In the mode in which the row is timed: another one would be compiled for itself.
+    # In the mode in which the row is timed; another mode would be compiled separately.
     with row.context(), nullcontext() if settings.train else torch.inference_mode():
         return [level.detach().float() for level in row.forward(image)]
 
@@ -140,7 +140,7 @@ def _step(row: Row, image: Tensor, settings: Settings) -> Callable[[], object]:
 
 
 def milliseconds(step: Callable[[], object], device: str) -> float:
-    """Time a step; on a GPU several, so that the host is ahead of the device as it is in training.
+    """Time a step; on a GPU several in a row, so that launches overlap as in training.
 
     Args:
         step: What is timed.
@@ -160,7 +160,7 @@ def milliseconds(step: Callable[[], object], device: str) -> float:
 
 
 def peak_bytes(step: Callable[[], object], device: str) -> int:
-    """Return the bytes of tensors that a step holds at most, beyond what was held before it.
+    """Return the peak of bytes of tensors in a step, beyond those before it.
 
     Args:
         step: What is weighed.
@@ -182,7 +182,7 @@ def peak_bytes(step: Callable[[], object], device: str) -> int:
 
 
 def _weigh(row: Row, image: Tensor, settings: Settings, step: Callable[[], object], result: Result) -> None:
-    # Hooks on saved tensors would have a compiled network compiled again, which takes a minute there.
+    # Hooks on saved tensors would cause a recompilation, which takes a minute.
     if settings.train and row.model is not None and (settings.device == "cpu" or not row.compiled):
         result.saved_bytes = saved_bytes(row.model, lambda: row.forward(image))
     if settings.device == "cuda":

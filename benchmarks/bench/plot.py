@@ -20,7 +20,7 @@ OURS_PREFIXES = ("folded", "deployed", "int8")
 
 
 def plot_reports(reports: Sequence[Report], file: str) -> None:
-    """Draw each table as bars of time, fastest first, with each row's memory where it was weighed.
+    """Draw each table as bars of time, fastest first, with the memory of each row if it was measured.
 
     Args:
         reports: The tables.

@@ -44,7 +44,7 @@ class Report:
 
     @property
     def ideal_milliseconds(self) -> float:
-        """What the step would take if it ran at the matrix product's rate."""
+        """The time of a step at the rate of the matrix product."""
         return self.flops / self.gemm_peak * 1e3
 
     def speedup(self, result: Result) -> float | None:
@@ -53,7 +53,7 @@ class Report:
         return None if result.median is None or baseline is None else baseline / result.median
 
     def memory_ratio(self, result: Result) -> float | None:
-        """Memory of a row as a share of the exact path's: peak memory on CUDA, saved bytes otherwise."""
+        """Memory of a row relative to the exact path: peak memory on CUDA, saved bytes otherwise."""
         memory, baseline = _memory(result), _memory(self._baseline)
         return None if memory is None or not baseline else memory / baseline
 
@@ -80,12 +80,12 @@ class Report:
         return table
 
     def lines(self) -> list[str]:
-        """The table as plain lines: row, milliseconds, times as fast, megabytes, share of the memory, error."""
+        """The table as plain lines: row, milliseconds, speed-up, megabytes, relative memory, error."""
         timed = [result for result in self.results if result.median is not None]
         return [" | ".join([f"{result.name:34}", *self._cells(result)]) for result in timed] + self.notes()
 
     def notes(self) -> list[str]:
-        """Why each row without a time has none."""
+        """The reasons of rows without a time."""
         return [f"{result.name}: {result.note}" for result in self.results if result.median is None]
 
     def _cells(self, result: Result) -> list[str]:
@@ -119,13 +119,13 @@ def make_report(
     memory: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """Measure the rows and what the machine could do at best.
+    """Measure the rows and the machine's peak.
 
     Args:
         settings: The conditions.
         builders: The rows, as ``rows_for`` gives them.
-        memory: Whether to weigh them too.
-        progress: Told what happens next.
+        memory: Whether to measure memory too.
+        progress: Called with a description of the next step.
     """
     results = measure(settings, builders, memory=memory, progress=progress)
     return Report(settings, results, count_flops(settings), measure_gemm_peak(settings.dtype, settings.device))
@@ -164,19 +164,19 @@ def _processor() -> str:
 
 
 def _instructions() -> list[str]:
-    """The instructions that decide how much faster than fp32 the processor's bf16 and int8 can be, as far as known."""
+    """The instruction sets that determine the processor's speed in bf16 and int8, as far as known."""
     return [name for name in _cpuinfo("flags").split() if name in LOW_PRECISION]
 
 
 def _cpuinfo(key: str) -> str:
-    """What Linux says of the first processor under ``key``; an empty string where nothing does."""
+    """The entry ``key`` of the first processor in Linux's cpuinfo, or an empty string."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
 
 
 def write_json(reports: Sequence[Report], file: str) -> None:
-    """Write everything that was measured.
+    """Write all measurements.
 
     Args:
         reports: The tables.

@@ -1,4 +1,4 @@
-"""What the machine could do at best, and how many operations the network needs."""
+"""The peak rate of the machine, and the number of operations of the network."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def measure_gemm_peak(dtype_name: str, device: str) -> float:
 
 
 def _best_seconds(work: Callable[[], object], device: str, repeats: int = 8, patience: float = 0.5) -> float:
-    """The shortest of several runs; of fewer where they take more than ``patience`` seconds together."""
+    """The shortest of several runs; of fewer runs if they take more than ``patience`` seconds in total."""
     best, begin = float("inf"), time.perf_counter()
     for _ in range(repeats):
         if time.perf_counter() - begin > patience:

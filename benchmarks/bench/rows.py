@@ -39,11 +39,11 @@ class Row:
 
     Attributes:
         name: What it is called in tables.
-        forward: Computes the levels from a batch of images.
-        model: The module behind ``forward``, where there is one.
-        tolerance: How far its levels may be from the exact path's, where the dtype does not say it.
+        forward: Computes the features of a batch of images.
+        model: The module of ``forward``, if there is one.
+        tolerance: Allowed difference from the exact path, if it is not that of the dtype.
         compiled: Whether ``torch.compile`` made ``forward``.
-        context: Entered for each step, its backward pass included.
+        context: Context manager for each step, including the backward pass.
     """
 
     name: str
@@ -93,7 +93,7 @@ def rows_for(settings: Settings) -> dict[str, Builder]:
 
 
 def reference(settings: Settings, **arguments: Any) -> ResNet:
-    """Our backbone with the weights that every row has: random, and statistics that are not those of a fresh norm."""
+    """Our backbone with the random weights and running statistics that every row uses."""
     torch.manual_seed(0)
     arguments |= dict(
         frozen_stages=settings.frozen_stages if settings.train else -1,
@@ -115,7 +115,7 @@ def reference(settings: Settings, **arguments: Any) -> ResNet:
 
 
 def _architecture(settings: Settings) -> dict[str, int]:
-    """The arguments that the name of the model stands for, in mmdet's words."""
+    """Mmdet's arguments for the name of the model."""
     found = MODEL_NAME.fullmatch(settings.model)
     assert found is not None
     if found["depth"]:
@@ -133,7 +133,7 @@ def _ours(
         backbone.switch_to_deploy()
         if not settings.is_half:
             return _row("", backbone, settings, compiled)
-        # What is deployed has half-precision weights, and nothing left to cast.
+        # Deployed networks have half-precision weights and need no autocast.
         dtype = DTYPES[settings.dtype]
         backbone.to(dtype)
         forward = _compile(backbone, settings) if compiled else backbone
@@ -153,7 +153,7 @@ def _int8(settings: Settings) -> Row:
 
 
 def _bf16_convolutions(settings: Settings) -> Row:
-    """A network in fp32 whose convolutions oneDNN computes in bf16: PyTorch's global setting, as the user makes it."""
+    """A network in fp32 whose convolutions oneDNN computes in bf16, by PyTorch's global setting."""
     convolutions: Any = getattr(torch.backends.mkldnn, "conv", None)
     if settings.device != "cpu" or settings.dtype != "fp32" or not hasattr(convolutions, "fp32_precision"):
         raise UnavailableError("measured beside fp32 on CPUs alone, with torch 2.9 or newer")
@@ -185,7 +185,7 @@ def _row(
 
 
 def _compile(model: nn.Module, settings: Settings, options: dict[str, Any] | None = None) -> Callable[[Tensor], Levels]:
-    """Compile; for inference as ``ResNet.compile`` does after deployment, whatever the network: to be fair to each."""
+    """Compile; for inference as ``ResNet.compile`` does after deployment, for a fair comparison."""
     compiled = torch.compile(model, fullgraph=True, options=options)
     return compiled if settings.train else freeze_weights(compiled)
 
@@ -240,7 +240,7 @@ def _efficient_conv_bn_eval(settings: Settings) -> Row:
 
 
 def _with_our_weights(body: nn.Module, settings: Settings) -> nn.Module:
-    """Give torchvision's or timm's network, whose names are ours, our weights; freeze and evaluate what we do."""
+    """Load our weights into torchvision's or timm's network, and freeze the same parts."""
     ours = reference(settings)
     own = body.state_dict()
     body.load_state_dict({name: value for name, value in ours.state_dict().items() if name in own})
@@ -252,7 +252,7 @@ def _with_our_weights(body: nn.Module, settings: Settings) -> nn.Module:
 
 
 class _AsList(nn.Module):
-    """Returns the levels of a module that names them."""
+    """Returns the outputs of a module with a dict of outputs as a list."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()

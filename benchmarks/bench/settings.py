@@ -1,4 +1,4 @@
-"""What a benchmark is run with."""
+"""Conditions of a benchmark."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Settings:
         width: Width of the images, in pixels.
         dtype: A key of ``DTYPES``. Half precision means autocast, or, in inference, weights of that type.
         device: ``'cpu'`` or ``'cuda'``.
-        repeats: How often each row is timed.
-        frozen_stages: In training; as the backbone's argument.
+        repeats: Number of timings of each row.
+        frozen_stages: The backbone's argument in training.
     """
 
     train: bool = False
@@ -47,7 +47,7 @@ class Settings:
     frozen_stages: int = 1
 
     def check(self) -> None:
-        """Refuse values that cannot be run.
+        """Check the values.
 
         Raises:
             ArgumentError: A size or a count is below its minimum, the dtype is unknown, or there is no such device.
@@ -69,18 +69,18 @@ class Settings:
         return self.dtype in ("bf16", "fp16")
 
     def image(self) -> Tensor:
-        """A batch of random images, always the same."""
+        """A batch of random images with a fixed seed."""
         generator = torch.Generator().manual_seed(0)
         return torch.randn(self.batch, 3, self.height, self.width, generator=generator).to(self.device)
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The context in which a row that casts nothing itself computes."""
+        """The autocast context for rows that do not cast themselves."""
         return torch.autocast(self.device, DTYPES[self.dtype]) if self.is_half else nullcontext()
 
 
 @contextmanager
 def precision(dtype: str) -> Iterator[None]:
-    """Allow TF32 for the dtype of that name alone.
+    """Allow TF32 only for the dtype ``'tf32'``.
 
     Args:
         dtype: A key of ``DTYPES``.

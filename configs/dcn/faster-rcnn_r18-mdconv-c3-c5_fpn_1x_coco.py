@@ -1,5 +1,5 @@
-# Faster R-CNN on a ResNet-18 whose last three stages have modulated deformable convolutions (DCNv2), in the second 3x3
-# of each BasicBlock. mmdet's own ResNet-18 has no such thing.
+# Faster R-CNN with a ResNet-18 whose last three stages have modulated deformable convolutions (DCNv2), in the second
+# 3x3 of each BasicBlock. mmdet's ResNet-18 does not support this.
 _base_ = "../faster_rcnn/faster-rcnn_r18_fpn_1x_coco.py"
 
 model = dict(

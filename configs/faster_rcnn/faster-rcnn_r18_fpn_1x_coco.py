@@ -1,4 +1,4 @@
-# Faster R-CNN with a ResNet-18 in place of mmdet's ResNet-50; the FPN takes the narrower levels.
+# Faster R-CNN with a ResNet-18 instead of mmdet's ResNet-50, and an FPN for its narrower levels.
 _base_ = "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"
 
 custom_imports = dict(imports=["resnet_backbone"], allow_failed_imports=False)

@@ -1,6 +1,6 @@
-# Mask R-CNN on a Caffe-style ResNet-50, which strides in the first 1x1 of a block. Its weights come from Detectron2 and
-# want what Caffe fed them: BGR, 0 to 255, means subtracted, no scaling. The data_preprocessor below says so; it is
-# mmdet's own, repeated here because these weights are worthless without it.
+# Mask R-CNN with a Caffe-style ResNet-50, with the stride in the first 1x1 of a block. Its weights come from
+# detectron2 and expect BGR images from 0 to 255 with the mean subtracted and no scaling. The data_preprocessor below
+# is mmdet's, repeated here because the weights need it.
 _base_ = "mmdet::mask_rcnn/mask-rcnn_r50-caffe_fpn_1x_coco.py"
 
 custom_imports = dict(imports=["resnet_backbone"], allow_failed_imports=False)

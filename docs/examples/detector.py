@@ -1,4 +1,4 @@
-"""Train a Mask R-CNN of mmdet's to find coins, on any PyTorch and without a compiler.
+"""Train mmdet's Mask R-CNN to detect coins, on any PyTorch and without a compiler.
 
 ``pip install ".[mmdet]" scikit-image && python docs/examples/detector.py`` takes some minutes on two cores. The
 data are one photograph of 24 coins that scikit-image ships. The detector trains on the 12 in its upper half; what it
@@ -26,7 +26,7 @@ SCORE = 0.7  # of the detections that are drawn
 
 
 def find_coins(photo: np.ndarray) -> list[np.ndarray]:
-    """Segment the coins, as scikit-image's documentation does; return a mask of each."""
+    """Segment the coins as in scikit-image's documentation, and return their masks."""
     seeds = np.zeros_like(photo, dtype=int)
     seeds[photo < 30], seeds[photo > 150] = 1, 2
     coins = skimage.segmentation.watershed(skimage.filters.sobel(photo), seeds) == 2
@@ -56,12 +56,12 @@ def write_dataset(folder: Path, name: str, photo: np.ndarray, coins: list[np.nda
 
 
 def configure(folder: Path, steps: int) -> Config:
-    """Take mmdet's Mask R-CNN; change what a small data set and a CPU ask for."""
+    """Return mmdet's Mask R-CNN config, changed for a small data set and a CPU."""
     import mmdet
 
     config = Config.fromfile(Path(mmdet.__file__).parent / ".mim/configs/mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py")
     model = config.model
-    # A ResNet-18 of a quarter of the width, from random weights: nothing is frozen.
+    # A ResNet-18 with a quarter of the width and random weights, so no stage is frozen.
     model.backbone.update(
         depth=18, base_channels=16, frozen_stages=-1, norm_eval=False, zero_init_residual=False, init_cfg=None
     )

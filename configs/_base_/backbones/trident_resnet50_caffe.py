@@ -1,6 +1,6 @@
-# ResNet-50 whose third stage runs at three dilations (one level of 1024 channels) as mmdet's TridentNet uses it:
-# ImageNet weights of MSRA's ResNet-50, for images in BGR with mean (103.53, 116.28, 123.675) and std 1; stem and
-# first stage frozen, running statistics of the batch norms kept.
+# ResNet-50 whose third stage runs at three dilations (one level of 1024 channels) as in mmdet's TridentNet: ImageNet
+# weights of MSRA's ResNet-50, for images in BGR with mean (103.53, 116.28, 123.675) and std 1; stem and first stage
+# frozen, batch norms in eval mode.
 custom_imports = dict(imports=["resnet_backbone"], allow_failed_imports=False)
 
 model = dict(

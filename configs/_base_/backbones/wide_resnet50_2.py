@@ -1,5 +1,5 @@
 # Wide ResNet-50-2 (levels of 256, 512, 1024 and 2048 channels), whose 3x3 convolutions are twice as wide as ResNet's:
-# ImageNet weights from torchvision, stem and first stage frozen, running statistics of the batch norms kept.
+# ImageNet weights from torchvision, stem and first stage frozen, batch norms in eval mode.
 custom_imports = dict(imports=["resnet_backbone"], allow_failed_imports=False)
 
 model = dict(
