@@ -13,9 +13,8 @@ from ..errors import ArgumentError, CheckpointError
 from ..integrations.mmdet.configs import load_backbone_cfg
 from ..integrations.mmdet.registry import build_backbone
 from ..version import __version__
-from ..weights.checkpoint import find_network, open_checkpoint
 from ..weights.download import sha256_of, without_credentials
-from ..weights.load import load_pretrained
+from ..weights.load import find_network, load_pretrained, open_checkpoint
 from ..weights.match import SourceNetwork
 from ..weights.report import LoadReport
 from ..weights.sources import resolve

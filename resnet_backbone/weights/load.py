@@ -1,26 +1,41 @@
-"""Load a checkpoint into a backbone: all of it that belongs there, or nothing and a reason."""
+"""Load a checkpoint into a backbone: open it, find the network that is meant, and load all of it or nothing."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from ..errors import ArgumentError, ArgumentTypeError, MismatchError
-from .checkpoint import FoundNetwork, find_network, open_checkpoint
-from .match import InputChannels, Match, check_input_channels, match_state_dict
+from ..errors import ArgumentError, ArgumentTypeError, CheckpointError, MismatchError, printable
+from .architecture import other_network
+from .download import cache_dir
+from .match import InputChannels, Match, SourceNetwork, check_input_channels, match_state_dict, read_network
 from .names import PrefixMatch, find_prefixes, source_name, strip_wrappers
 from .preprocessing import WeightFacts, infer_facts
-from .report import LoadReport, check_function, check_match, check_values, warnings_about
-from .sources import ResolvedSource
+from .read import read_checkpoint
+from .report import LoadReport, check_match, check_values, warnings_about
+from .sources import ResolvedSource, resolve
 
-__all__ = ["find_backbone", "load_pretrained"]
+__all__ = ["FoundNetwork", "containers", "find_backbone", "find_network", "load_pretrained", "open_checkpoint"]
+
+# What frameworks call the weights averaged over training (EMA); these are what they evaluate.
+_AVERAGED = ("ema", "ema_model", "model_ema", "state_dict_ema", "model_ema_state_dict", "ema_model_state_dict")
+# Which of several other state dicts people mean, most wanted first. mmengine's EMA hook swaps the two when it saves, so
+# that the averaged weights are in state_dict.
+_CONTAINERS = ("state_dict", "ema_state_dict", "model", "model_state", "model_state_dict", "teacher")
+# Which of several networks in one state dict: the one that self-supervised methods hand on.
+_PREFIXES = ("encoder_q.", "base_encoder.", "backbone.", "")
+# More networks than this in one file are not compared with the backbone one by one.
+_MAX_NETWORKS = 64
+# No parameter has a longer name.
+_MAX_KEY_LENGTH = 300
 
 
 def load_pretrained(
@@ -82,9 +97,7 @@ def load_pretrained(
     bgr = facts.preprocessing is not None and not facts.preprocessing.bgr_to_rgb
     match = match_state_dict(backbone, found.network, input_channels, bgr)
     report = _report(source, resolved, found, match, facts, backbone)
-    check_match(report, found.network, backbone, strict)
-    if strict:
-        check_function(report.origin, facts, backbone)
+    check_match(report, found.network, facts, backbone, strict)
     check_values(report.origin, match.loaded, backbone.state_dict())
     _copy(backbone, match.loaded)
     for warning in report.warnings:
@@ -93,14 +106,7 @@ def load_pretrained(
 
 
 def find_backbone(module: nn.Module) -> nn.Module:
-    """Return the ResNet in a module: the module itself, or what it wraps or holds.
-
-    Args:
-        module: A network, or a wrapper or detector around one.
-
-    Raises:
-        ArgumentError: It holds several.
-    """
+    """Return the one ResNet in a module: the module itself, or what it wraps or holds."""
     matches = find_prefixes(strip_wrappers(key) for key in module.state_dict())
     prefixes = list(dict.fromkeys(match.prefix for match in matches if match.scheme.is_own))
     if len(prefixes) > 1 and "" not in prefixes:
@@ -180,3 +186,174 @@ def _copy(backbone: nn.Module, loaded: Mapping[str, Tensor]) -> None:
             for name, value in before.items():
                 state[name].copy_(value)
         raise
+
+
+class FoundNetwork(NamedTuple):
+    """A network and its place in a checkpoint.
+
+    Attributes:
+        container: The keys that lead to its state dict, joined by dots.
+        network: The network.
+        keys: All keys of its state dict.
+        averaged: Whether it holds weights averaged over training, as their place says.
+    """
+
+    container: str
+    network: SourceNetwork
+    keys: list[str]
+    averaged: bool
+
+
+class _Place(NamedTuple):
+    container: str
+    state: dict[str, Tensor]
+    match: PrefixMatch
+
+    def __str__(self) -> str:
+        return f"{self.container}.{self.match.prefix}" if self.container else self.match.prefix
+
+    @property
+    def is_averaged(self) -> bool:
+        return any(part in _AVERAGED for part in str(self).split("."))
+
+    def rank(self) -> tuple[bool, int, int]:
+        """Where people would look first."""
+        last, bare = self.container.rpartition(".")[2], self.match.prefix.removeprefix("module.")
+        return not self.is_averaged, _index(_CONTAINERS, last), _index(_PREFIXES, bare)
+
+
+def _index(names: Sequence[str], name: str) -> int:
+    return names.index(name) if name in names else len(names)
+
+
+def open_checkpoint(
+    source: str | os.PathLike[str], sha256: str | None = None, progress: bool = True, map_location: Any = "cpu"
+) -> tuple[ResolvedSource, Any]:
+    """Return where a checkpoint was found, and what it holds; the arguments are those of ``load_pretrained``."""
+    resolved = resolve(source, sha256, progress, map_location)
+    if resolved.path is None:
+        return resolved, resolved.content
+    try:
+        return resolved, read_checkpoint(resolved.path, map_location)
+    except CheckpointError as error:
+        if cache_dir() not in resolved.path.parents:
+            raise
+        raise type(error)(f"{error}. Delete {resolved.path} to download it again") from error
+
+
+def containers(checkpoint: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Find the state dicts in a checkpoint.
+
+    Args:
+        checkpoint: What ``read_file`` returned.
+
+    Yields:
+        For each dict that holds tensors or arrays, at any depth: the keys that lead to it, joined by dots, and its
+        tensors. Keys that could not be shown are escaped. Optimizer states are left out.
+    """
+    yield from _containers(checkpoint, "", 0, set())
+
+
+def _containers(node: Any, path: str, depth: int, seen: set[int]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    # A dict may lie in a file at several places, in itself among them.
+    if not isinstance(node, Mapping) or depth > 4 or id(node) in seen:
+        return
+    seen.add(id(node))
+    named = [(printable(key, 1000), value) for key, value in node.items() if isinstance(key, str)]
+    tensors = {key: tensor for key, value in named if (tensor := _tensor(value)) is not None}
+    if tensors:
+        yield path, tensors
+    for key, value in named:
+        if not key.startswith("optim"):
+            yield from _containers(value, f"{path}.{key}" if path else key, depth + 1, seen)
+
+
+def _tensor(value: Any) -> Tensor | None:
+    if isinstance(value, Tensor):
+        # Sparse and nested tensors are no layer's weights.
+        return value.detach() if value.layout is torch.strided and not value.is_nested else None
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
+        try:
+            # PyTorch takes neither other byte orders nor negative strides.
+            return torch.from_numpy(value.astype(value.dtype.newbyteorder("="), order="C", copy=False))
+        except TypeError:  # a dtype that this version of PyTorch does not have
+            return None
+    return None
+
+
+def find_network(checkpoint: Any, prefix: str | None, origin: str, backbone: nn.Module | None = None) -> FoundNetwork:
+    """Find the network that a checkpoint is about.
+
+    Args:
+        checkpoint: What was read.
+        prefix: What precedes the network's names; ``None`` finds it.
+        origin: The checkpoint's path or URL, for messages.
+        backbone: The backbone to find it for; of several networks the one that matches it best is taken.
+
+    Raises:
+        CheckpointError: There is none, or there are several and nothing tells which is meant.
+    """
+    places: list[_Place] = []
+    keys: list[str] = []
+    for container, tensors in containers(checkpoint):
+        state = {
+            strip_wrappers(key): value
+            for key, value in tensors.items()
+            # Reports and messages repeat keys, so one that would control the terminal is not taken for a name.
+            if len(key) <= _MAX_KEY_LENGTH and key.isprintable()
+        }
+        keys += state
+        places += _with_prefix([_Place(container, state, match) for match in find_prefixes(state)], prefix)
+    if not places:
+        raise CheckpointError(f"{origin} {_nothing_found(keys, prefix)}")
+    if len(places) <= _MAX_NETWORKS:
+        found = _best([(place, read_network(place.state, place.match)) for place in places], backbone)
+        places = [place for place, _ in found]
+    if len(places) > 1:
+        listed = _listed(list(map(str, places)))
+        raise CheckpointError(
+            f"{origin} holds {len(places)} networks, under the prefixes {listed}: say which, as prefix="
+        )
+    place, network = found[0]
+    other = other_network(key.removeprefix(network.prefix) for key in place.state)
+    if other is not None:
+        raise MismatchError(f"{origin} does not match: it holds {other}")
+    return FoundNetwork(place.container, network, list(place.state), place.is_averaged)
+
+
+def _with_prefix(places: list[_Place], prefix: str | None) -> list[_Place]:
+    if prefix is None:
+        return places
+    wanted = prefix if not prefix or prefix.endswith((".", "/", "_")) else f"{prefix}."
+    by_key = [place for place in places if place.match.prefix.startswith(wanted)]
+    # The keys that lead to the state dict may precede it, so that of two state dicts either can be meant.
+    return by_key or [place for place in places if str(place).startswith(wanted)]
+
+
+def _nothing_found(keys: list[str], prefix: str | None) -> str:
+    if not keys:
+        return "holds no tensors"
+    if prefix is not None:
+        others = sorted({match.prefix for match in find_prefixes(keys)})
+        return f"has no ResNet under prefix={prefix!r}" + (
+            f"; it has networks under {_listed(others)}" if others else ""
+        )
+    other = other_network(keys)
+    if other is not None:
+        return f"holds {other}"
+    some = ", ".join(keys[:4])
+    return f"holds no ResNet under any names that are known here: its {len(keys)} keys begin with {some}"
+
+
+def _listed(names: list[str], most: int = 10) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + more
+
+
+def _best(found: list[tuple[_Place, SourceNetwork]], backbone: nn.Module | None) -> list[tuple[_Place, SourceNetwork]]:
+    """Narrow several networks down: to those that match best, then to those that people mean."""
+    if backbone is not None and len(found) > 1:
+        sizes = [len(match_state_dict(backbone, network).loaded) for _, network in found]
+        found = [item for item, size in zip(found, sizes) if size == max(sizes)]
+    first = min(place.rank() for place, _ in found)
+    return [(place, network) for place, network in found if place.rank() == first]

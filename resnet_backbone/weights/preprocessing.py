@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from .match import SourceNetwork
@@ -25,7 +26,6 @@ __all__ = [
     "Preprocessing",
     "WeightFacts",
     "infer_facts",
-    "infer_preprocessing",
     "metadata_of",
     "of_repository",
 ]
@@ -60,18 +60,6 @@ PYCLS_BGR = Preprocessing((103.53, 116.28, 123.675), (57.375, 57.12, 58.395), bg
 RESNEST_RGB = Preprocessing((123.68, 116.779, 103.939), (58.393, 57.12, 57.375), bgr_to_rgb=True)
 
 
-class FileConfig(NamedTuple):
-    """What a config says.
-
-    Attributes:
-        preprocessing: ``mean``, ``std`` and ``bgr_to_rgb`` or ``to_rgb``; empty where it has none.
-        backbone: The arguments of the backbone that have literal values; empty where it has none.
-    """
-
-    preprocessing: Mapping[str, Any]
-    backbone: Mapping[str, Any]
-
-
 class WeightFacts(NamedTuple):
     """What is known of weights beyond their tensors.
 
@@ -80,14 +68,14 @@ class WeightFacts(NamedTuple):
         basis: Who says so: ``'source'``, ``'file'``, or ``'convention'``: usual with these names.
         style: Where their Bottlenecks stride, ``'pytorch'`` or ``'caffe'``; ``None`` where nothing says.
         origin: The path or URL that they came from.
-        config: What the config in the file says.
+        backbone_cfg: The arguments of the backbone in the file's config that have literal values.
     """
 
     preprocessing: Preprocessing | None
     basis: str | None
     style: str | None
     origin: str
-    config: FileConfig
+    backbone_cfg: Mapping[str, Any]
 
 
 def infer_facts(
@@ -103,36 +91,27 @@ def infer_facts(
         network: The network in it.
     """
     meta = metadata_of(checkpoint)
-    config = _read_config(meta)
+    config, backbone_cfg = _read_config(meta)
     provenance = meta.get("resnet_backbone")
     if isinstance(provenance, Mapping):
         written = _of_mapping(provenance.get("preprocessing"))
         basis = provenance.get("preprocessing_basis", "file")
         said = basis if written and basis in ("source", "file", "convention") else None
-        return WeightFacts(written, said, _style(provenance.get("style")), origin, config)
-    style = style or _style(config.backbone.get("style"))
-    usual, usual_style = infer_preprocessing(network)
-    # Torchvision's names, which everybody uses, do not tell the style where somebody says other things.
-    style_by_names = None if network.scheme.is_own else usual_style
-    if known is not None:
-        return WeightFacts(known, "source", style or style_by_names, origin, config)
-    written = _of_mapping(config.preprocessing) or _of_detectron2(checkpoint, network)
+        return WeightFacts(written, said, _style(provenance.get("style")), origin, backbone_cfg)
+    usual, usual_style = _usual_facts(network)
+    style = style or _style(backbone_cfg.get("style"))
+    written = known or _of_mapping(config) or _of_detectron2(checkpoint, network)
     if written is not None:
-        return WeightFacts(written, "file", style or style_by_names, origin, config)
+        # Torchvision's names, which everybody uses, do not tell the style where somebody says other things.
+        style = style or (None if network.scheme.is_own else usual_style)
+        return WeightFacts(written, "source" if known else "file", style, origin, backbone_cfg)
     if isinstance(checkpoint, Mapping) and checkpoint.get("__author__") == "torchvision":
-        return WeightFacts(IMAGENET_RGB, "file", style or "pytorch", origin, config)
-    return WeightFacts(usual, "convention" if usual else None, style or usual_style, origin, config)
+        return WeightFacts(IMAGENET_RGB, "file", style or "pytorch", origin, backbone_cfg)
+    return WeightFacts(usual, "convention" if usual else None, style or usual_style, origin, backbone_cfg)
 
 
-def infer_preprocessing(network: SourceNetwork) -> tuple[Preprocessing | None, str | None]:
-    """Return which images and which style are usual for a network with such names and shapes.
-
-    Args:
-        network: The network in the file.
-
-    Returns:
-        The preprocessing and the style; ``None`` for what its names do not tell.
-    """
+def _usual_facts(network: SourceNetwork) -> tuple[Preprocessing | None, str | None]:
+    """Return the preprocessing and the style that are usual with a network's names; ``None`` for what is unknown."""
     scheme, architecture = network.scheme.name, network.architecture
     first = network.tensors.get("stem.conv1.weight")
     # Signals, volumes and images of other than three channels are no ImageNet.
@@ -154,11 +133,7 @@ def infer_preprocessing(network: SourceNetwork) -> tuple[Preprocessing | None, s
 
 
 def of_repository(read: Callable[[str], str]) -> Preprocessing | None:
-    """Return the preprocessing that timm and transformers write beside weights of theirs.
-
-    Args:
-        read: Returns the text of a file of the repository.
-    """
+    """Return the preprocessing that timm and transformers write beside weights, where ``read`` reads a text file."""
     for name, parse in (("config.json", _of_timm), ("preprocessor_config.json", _of_transformers)):
         try:
             return parse(json.loads(read(name)))
@@ -182,9 +157,16 @@ def _of_transformers(config: Any) -> Preprocessing:
 
 
 def _rgb(values: Any, scale: float) -> tuple[float, ...]:
-    numbers = tuple(round(scale * float(value), 4) for value in _sequence(values))
-    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+    numbers = tuple(round(scale * value, 4) for value in _floats(values))
+    if len(numbers) != 3:
         raise ValueError("must be three numbers")
+    return numbers
+
+
+def _floats(values: Any) -> tuple[float, ...]:
+    numbers = tuple(map(float, values)) if isinstance(values, (list, tuple)) else ()
+    if not numbers or not all(map(math.isfinite, numbers)):
+        raise ValueError("must be finite numbers")
     return numbers
 
 
@@ -197,19 +179,11 @@ def _of_mapping(values: Any) -> Preprocessing | None:
     if not isinstance(values, Mapping):
         return None
     try:
-        mean, std = (tuple(map(float, _sequence(values[key]))) for key in ("mean", "std"))
+        mean, std = _floats(values["mean"]), _floats(values["std"])
         rgb = values["bgr_to_rgb"] if "bgr_to_rgb" in values else values["to_rgb"]
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
-    if not 0 < len(mean) == len(std) or not all(map(math.isfinite, mean + std)) or not isinstance(rgb, bool):
-        return None
-    return Preprocessing(mean, std, rgb)
-
-
-def _sequence(value: Any) -> list[Any] | tuple[Any, ...]:
-    if not isinstance(value, (list, tuple)):
-        raise TypeError
-    return value
+    return Preprocessing(mean, std, rgb) if len(mean) == len(std) and isinstance(rgb, bool) else None
 
 
 def _of_detectron2(checkpoint: Any, network: SourceNetwork) -> Preprocessing | None:
@@ -217,7 +191,7 @@ def _of_detectron2(checkpoint: Any, network: SourceNetwork) -> Preprocessing | N
     state = checkpoint.get("model", checkpoint) if isinstance(checkpoint, Mapping) else None
     if network.scheme.name != "detectron2" or not isinstance(state, Mapping):
         return None
-    mean, std = (_numbers(state.get(key)) for key in ("pixel_mean", "pixel_std"))
+    mean, std = _numbers(state.get("pixel_mean")), _numbers(state.get("pixel_std"))
     if len(mean) != 3 or len(std) != 3 or mean[0] == mean[2]:
         return None
     # ImageNet's red is brighter than its blue.
@@ -225,56 +199,44 @@ def _of_detectron2(checkpoint: Any, network: SourceNetwork) -> Preprocessing | N
 
 
 def _numbers(value: Any) -> tuple[float, ...]:
-    if isinstance(value, Tensor):
-        value = value.detach().cpu().numpy() if value.numel() <= 3 and value.is_floating_point() else None
-    if value is None or getattr(value, "size", 0) > 3:
+    """Return the numbers of a tensor or array; none of anything else, or of more than three."""
+    if not isinstance(value, (Tensor, np.ndarray)) or math.prod(value.shape) > 3:
         return ()
-    return tuple(round(float(number), 4) for number in value.reshape(-1))
+    try:
+        return tuple(round(float(number), 4) for number in value.reshape(-1).tolist())
+    except (RuntimeError, TypeError, ValueError):  # without numbers, on the meta device, or of another kind
+        return ()
 
 
 def metadata_of(checkpoint: Any) -> dict[str, Any]:
-    """Return what a checkpoint says of itself: mmengine's ``meta``, or the provenance that ``convert`` writes.
-
-    Args:
-        checkpoint: What ``read_file`` returned.
-    """
-    if not isinstance(checkpoint, Mapping):
-        return {}
-    meta = checkpoint.get("meta", checkpoint.get("__metadata__"))
-    if not isinstance(meta, Mapping):
-        return {}
-    provenance = meta.get("resnet_backbone")
-    if isinstance(provenance, str):
-        if len(provenance) > 100_000:
-            provenance = ""
+    """Return what a checkpoint says of itself: mmengine's ``meta``, or the provenance that ``convert`` writes."""
+    meta = checkpoint.get("meta", checkpoint.get("__metadata__")) if isinstance(checkpoint, Mapping) else None
+    meta = dict(meta) if isinstance(meta, Mapping) else {}
+    if isinstance(meta.get("resnet_backbone"), str):
         try:
-            return {**meta, "resnet_backbone": json.loads(provenance)}
+            meta["resnet_backbone"] = json.loads(meta["resnet_backbone"][:100_000])
         except (ValueError, RecursionError):
-            return {key: value for key, value in meta.items() if key != "resnet_backbone"}
-    return dict(meta)
+            del meta["resnet_backbone"]
+    return meta
 
 
 # Longer than any config, and short enough to be parsed quickly.
 _MAX_LENGTH = 200_000
 
 
-def _read_config(meta: Mapping[str, Any]) -> FileConfig:
-    """Read the config in a checkpoint's metadata.
-
-    Args:
-        meta: The checkpoint's metadata: mmengine keeps the config under ``cfg``, mmcv 1 under ``config``.
-    """
+def _read_config(meta: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, Mapping[str, Any]]:
+    """Read preprocessing and backbone of a config, which mmengine keeps under ``cfg``, mmcv 1 under ``config``."""
     names = _top_level(meta.get("cfg", meta.get("config")))
-    model = names.get("model", {})
-    backbone = model.get("backbone") if isinstance(model, Mapping) else None
-    preprocessing = _of_config(model.get("data_preprocessor")) if isinstance(model, Mapping) else None
-    if preprocessing is None:
-        # What holds for the model comes first, then what a module-level name says, then mmdet 2's pipelines.
-        preprocessing = _of_config(names.get("data_preprocessor")) or _of_config(names.get("img_norm_cfg"))
+    model = names.get("model")
+    model = model if isinstance(model, Mapping) else {}
+    backbone = model.get("backbone")
+    # What holds for the model comes first, then what a module-level name says, then mmdet 2's pipelines.
+    places = model.get("data_preprocessor"), names.get("data_preprocessor"), names.get("img_norm_cfg")
+    preprocessing = next(filter(None, map(_of_config, places)), None)
     if preprocessing is None:
         steps = [step for step in _mappings(names) if step.get("type") == "Normalize" and _of_config(step)]
         preprocessing = steps[0] if steps and all(_same(step, steps[0]) for step in steps) else None
-    return FileConfig(preprocessing or {}, backbone if isinstance(backbone, Mapping) else {})
+    return preprocessing, backbone if isinstance(backbone, Mapping) else {}
 
 
 def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -322,11 +284,9 @@ def _literal(node: ast.expr) -> Any:
     if isinstance(node, ast.Dict):
         pairs = zip(node.keys, node.values)
         return {key.value: _literal(value) for key, value in pairs if isinstance(key, ast.Constant)}
-    if isinstance(node, ast.List):
+    if isinstance(node, (ast.List, ast.Tuple)):
         return [_literal(item) for item in node.elts]
-    if isinstance(node, ast.Tuple):
-        return tuple(_literal(item) for item in node.elts)
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
-        value = node.operand.value
-        return -value if isinstance(value, (int, float)) else None
-    return node.value if isinstance(node, ast.Constant) else None
+    try:
+        return ast.literal_eval(node) if isinstance(node, (ast.Constant, ast.UnaryOp)) else None
+    except ValueError:
+        return None

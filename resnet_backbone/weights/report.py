@@ -15,7 +15,7 @@ from .architecture import Architecture, describe_difference
 from .match import Match, SourceNetwork, architecture_of, canonical_names_of
 from .preprocessing import Preprocessing, WeightFacts
 
-__all__ = ["LoadReport", "check_function", "check_match", "check_values", "group", "warnings_about"]
+__all__ = ["LoadReport", "check_match", "check_values", "group", "warnings_about"]
 
 Shape = tuple[int, ...]
 
@@ -74,26 +74,22 @@ class LoadReport:
         )
 
     def __str__(self) -> str:
-        lines = [f"{self.network} from {self.origin}", f"  names       {self.format}{self._prefix()}"]
+        rows = [("names", self.format + (f", under {self.prefix!r}" if self.prefix else ""))]
         if self.averaged:
-            lines.append(f"  averaged    these are weights averaged over training, under {self._place()!r}")
-        lines.append(f"  loaded      {group(self.loaded)}")
+            place = ".".join(part for part in (self.container, self.prefix.rstrip(".")) if part)
+            rows.append(("averaged", f"these are weights averaged over training, under {place!r}"))
+        rows.append(("loaded", group(self.loaded)))
         if self.renamed:
             ours, theirs = next(iter(self.renamed.items()))
-            lines.append(f"  renamed     {len(self.renamed)} tensors, such as {theirs} -> {ours}")
-        lines += [f"  changed     {change}" for change in self.changes]
-        for title, names in (
-            ("not used", self.unused),
-            ("unexpected", self.unexpected),
-            ("missing", self.missing),
-            ("new", self.added),
-        ):
-            if names:
-                lines.append(f"  {title:<11} {group(names)}")
-        for name, theirs_shape, ours_shape in self.mismatched:
-            lines.append(f"  shape       {name}: {theirs_shape} in the file, {ours_shape} in the backbone")
-        lines.append(f"  images      {self._images()}")
-        lines += [f"  warning     {warning}" for warning in self.warnings]
+            rows.append(("renamed", f"{len(self.renamed)} tensors, such as {theirs} -> {ours}"))
+        rows += [("changed", change) for change in self.changes]
+        titles = ("not used", "unexpected", "missing", "new")
+        names = (self.unused, self.unexpected, self.missing, self.added)
+        rows += [(title, group(those)) for title, those in zip(titles, names) if those]
+        rows += [("shape", f"{name}: {file} in the file, {own} in the backbone") for name, file, own in self.mismatched]
+        rows.append(("images", self._images()))
+        rows += [("warning", warning) for warning in self.warnings]
+        lines = [f"{self.network} from {self.origin}", *(f"  {title:<11} {text}" for title, text in rows)]
         # Names and paths may hold what would control a terminal, or what cannot be encoded.
         return "\n".join(printable(line, 10_000) for line in lines)
 
@@ -103,22 +99,9 @@ class LoadReport:
         usual = " (usual with these names; the file does not say)" if self.preprocessing_basis == "convention" else ""
         return f"{self.preprocessing}{usual}"
 
-    def _place(self) -> str:
-        return ".".join(part for part in (self.container, self.prefix.rstrip(".")) if part)
-
-    def _prefix(self) -> str:
-        return f", under {self.prefix!r}" if self.prefix else ""
-
 
 def group(names: Iterable[str]) -> str:
-    """List names readably: by the module they belong to, with their number.
-
-    Args:
-        names: Names of tensors.
-
-    Returns:
-        Such as ``'318 tensors: conv1 (1), bn1 (5), layer1 (60), ...'``.
-    """
+    """List tensors by the module they belong to, such as ``'66 tensors: conv1 (1), bn1 (5), layer1 (60)'``."""
     counts: dict[str, int] = {}
     for name in names:
         parts = name.split("." if "." in name else "_")
@@ -131,25 +114,28 @@ def group(names: Iterable[str]) -> str:
     return f"{total} tensor{'s' * (total != 1)}: {', '.join(listed)}{more}" if total else "nothing"
 
 
-def check_match(report: LoadReport, network: SourceNetwork, backbone: nn.Module, strict: bool) -> None:
+def check_match(
+    report: LoadReport, network: SourceNetwork, facts: WeightFacts, backbone: nn.Module, strict: bool
+) -> None:
     """Refuse what does not match, with the reason that says most."""
     if not report.loaded:
         raise MismatchError(f"nothing of {report.origin} matches the backbone: it holds a {report.network}")
     # Convolutions alone, their norm layers left out, would compute something else: no caller can want that.
-    if getattr(backbone, "deployed", False) and _has_other_norms(network, backbone):
+    if getattr(backbone, "deployed", False):
+        ours = set(canonical_names_of(backbone).values())
+        if any(re.search(r"\bnorm\d?\.weight$", name) and name not in ours for name in network.tensors):
+            raise MismatchError(
+                f"{report.origin} does not match: it has norm layers, and switch_to_deploy() has folded those of the "
+                "backbone: load it before switch_to_deploy()"
+            )
+    problem = _problem(report, network.architecture, backbone) if strict else None
+    if problem is not None:
+        raise MismatchError(f"{report.origin} does not match: {problem}")
+    problem = _other_function(facts, backbone) if strict else None
+    if problem is not None:
         raise MismatchError(
-            f"{report.origin} does not match: it has norm layers, and switch_to_deploy() has folded those of the "
-            "backbone: load it before switch_to_deploy()"
+            f"{report.origin} does not match, though its names do: {problem}. strict=False loads it all the same"
         )
-    if strict:
-        problem = _problem(report, network.architecture, backbone)
-        if problem is not None:
-            raise MismatchError(f"{report.origin} does not match: {problem}")
-
-
-def _has_other_norms(network: SourceNetwork, backbone: nn.Module) -> bool:
-    ours = set(canonical_names_of(backbone).values())
-    return any(re.search(r"\bnorm\d?\.weight$", name) and name not in ours for name in network.tensors)
 
 
 def check_values(origin: str, loaded: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
@@ -185,11 +171,9 @@ def _problem(report: LoadReport, file: Architecture | None, backbone: nn.Module)
     own = architecture_of(backbone)
     if file is not None and own is not None:
         difference = describe_difference(file, own, getattr(backbone, "depth", None))
+        difference = difference or _norm_difference(report, file, own)
         if difference is not None:
             return difference
-        norms = _norm_difference(report, file, own)
-        if norms is not None:
-            return norms
     problems = []
     if report.missing:
         problems.append(f"the file lacks {_listed(report.missing)}")
@@ -219,31 +203,13 @@ def _listed(names: Iterable[str], most: int = 20) -> str:
     return ", ".join(names[:most]) + more
 
 
-def check_function(origin: str, facts: WeightFacts, backbone: nn.Module) -> None:
-    """Refuse weights that have the backbone's keys and are of a network that computes something else.
-
-    Args:
-        origin: The checkpoint's path or URL.
-        facts: What is known of the weights.
-        backbone: The backbone.
-
-    Raises:
-        MismatchError: The source's name, or the config in the file, says so.
-    """
-    problem = _other_function(facts, backbone)
-    if problem is not None:
-        raise MismatchError(
-            f"{origin} does not match, though its names do: {problem}. strict=False loads it all the same"
-        )
-
-
 def _other_function(facts: WeightFacts, backbone: nn.Module) -> str | None:
     """Say which function the weights are of, where it is not the backbone's."""
     name = facts.origin.lower()
     if re.search(r"res(net|next)(aa|blur)\d|_lpf\d", name):
         return "they are of an anti-aliased network, which blurs before it strides; this package has none"
     standardises = "WS" in str(_type(getattr(backbone, "conv_cfg", None)))
-    if not standardises and ("_ws" in name or "WS" in str(_type(facts.config.backbone.get("conv_cfg")))):
+    if not standardises and ("_ws" in name or "WS" in str(_type(facts.backbone_cfg.get("conv_cfg")))):
         return "they were trained with weight standardization: conv_cfg=dict(type='ConvWS')"
     return None
 
@@ -253,17 +219,7 @@ def _type(cfg: object) -> object:
 
 
 def warnings_about(facts: WeightFacts, network: SourceNetwork, match: Match, backbone: nn.Module) -> Iterator[str]:
-    """Find what deserves a second look where weights and backbone meet.
-
-    Args:
-        facts: What is known of the weights.
-        network: The network in the file.
-        match: How they match.
-        backbone: The backbone.
-
-    Yields:
-        Warnings, in words.
-    """
+    """Yield what deserves a second look where weights and backbone meet."""
     problem = _other_function(facts, backbone)
     if problem is not None:
         yield f"these weights are for another function: {problem}"
@@ -274,17 +230,14 @@ def warnings_about(facts: WeightFacts, network: SourceNetwork, match: Match, bac
             f"the backbone has style={own!r}"
         )
     yield from _config_differences(facts, backbone)
-    if _is_dilated(backbone) and getattr(backbone, "avg_down", False) and _is_timms(facts, network):
+    is_dilated = any(dilation != 1 for dilation in getattr(backbone, "dilations", ()))
+    if is_dilated and getattr(backbone, "avg_down", False) and _is_timms(facts, network):
         yield (
             "these are timm's weights of a D variant: where timm dilates a stage, its shortcut pools 2x2 at stride 1, "
             "and the backbone's does not pool"
         )
-    trains = [
-        module
-        for module in backbone.modules()
-        if isinstance(module, _BatchNorm) and getattr(backbone, "norm_eval", False) is not True
-    ]
-    if match.folded and trains:
+    has_batch_norm = any(isinstance(module, _BatchNorm) for module in backbone.modules())
+    if match.folded and has_batch_norm and getattr(backbone, "norm_eval", False) is not True:
         yield (
             "the norm layers of these weights are folded: they have no statistics to go on from, so keep them in eval "
             "mode (norm_eval=True) with norm_cfg=dict(type='BN', requires_grad=False)"
@@ -292,17 +245,12 @@ def warnings_about(facts: WeightFacts, network: SourceNetwork, match: Match, bac
 
 
 # What changes the function of a network and not the names or shapes of its weights, with mmdet's defaults.
-_FUNCTION = {
-    "strides": (1, 2, 2, 2),
-    "dilations": (1, 1, 1, 1),
-    "contract_dilation": False,
-    "multi_grid": None,
-}
+_FUNCTION = {"strides": (1, 2, 2, 2), "dilations": (1, 1, 1, 1), "contract_dilation": False, "multi_grid": None}
 
 
 def _config_differences(facts: WeightFacts, backbone: nn.Module) -> Iterator[str]:
     """Compare the backbone with the one in the config that the file holds."""
-    config = facts.config.backbone
+    config = facts.backbone_cfg
     if not str(config.get("type", "")).startswith("ResNet"):
         return
     for name, default in _FUNCTION.items():
@@ -315,10 +263,6 @@ def _config_differences(facts: WeightFacts, backbone: nn.Module) -> Iterator[str
         pairs = zip(theirs, ours) if isinstance(theirs, tuple) and isinstance(ours, tuple) else [(theirs, ours)]
         if any(one != other for one, other in pairs):
             yield f"the config in the file says {name}={theirs!r}; the backbone has {name}={ours!r}"
-
-
-def _is_dilated(backbone: nn.Module) -> bool:
-    return any(dilation != 1 for dilation in getattr(backbone, "dilations", ()))
 
 
 def _is_timms(facts: WeightFacts, network: SourceNetwork) -> bool:

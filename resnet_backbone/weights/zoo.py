@@ -8,12 +8,13 @@ relates to OpenMMLab's file:
 * ``RETRAINED``: another training of the same network. It is never used silently: loading fails and names it.
 * ``NONE``: nothing near enough; loading fails and names the nearest there is.
 
-Provenance is taken from OpenMMLab's documentation and from the releases' own. ``verified`` says whether the tensors
-were compared one by one with OpenMMLab's file; that needs the file, which is no longer served.
+Provenance is taken from OpenMMLab's documentation and from the releases' own. No tensors were compared: that needs
+OpenMMLab's files, which are no longer served.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal, NamedTuple
 
 from .preprocessing import DETECTRON_BGR, IMAGENET_RGB, MSRA_BGR, PYCLS_BGR, RESNEST_RGB, Preprocessing
@@ -26,6 +27,8 @@ _SERVER = "https://download.openmmlab.com"
 _D1 = "https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained"
 _D2 = "https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained"
 _PYCLS = "https://dl.fbaipublicfiles.com/pycls/dds_baselines"
+_RESNEST = "https://s3.us-west-1.wasabisys.com/resnest/detectron"
+_RES2NET = "https://shanghuagao.oss-cn-beijing.aliyuncs.com/res2net"
 
 
 class NamedWeights(NamedTuple):
@@ -39,7 +42,6 @@ class NamedWeights(NamedTuple):
         origin: Who trained the weights.
         preprocessing: The images that OpenMMLab's file wants, and a ``SAME`` source with it.
         style: Where its Bottlenecks stride: ``'pytorch'`` or ``'caffe'``.
-        verified: Whether every tensor was compared with OpenMMLab's file.
     """
 
     name: str
@@ -49,97 +51,53 @@ class NamedWeights(NamedTuple):
     origin: str
     preprocessing: Preprocessing
     style: str = "pytorch"
-    verified: bool = False
 
 
 def _third_party(
+    relation: Relation,
     name: str,
     file: str,
-    relation: Relation,
     source: str,
     origin: str,
     preprocessing: Preprocessing = IMAGENET_RGB,
     style: str = "pytorch",
 ) -> NamedWeights:
-    original = f"{_SERVER}/pretrain/third_party/{file}"
+    original = f"{_SERVER}/pretrain/third_party/{file}.pth"
     return NamedWeights(name, original, relation, source, origin, preprocessing, style)
 
 
-def _regnet(size: str, file: str, release: str) -> NamedWeights:
-    source = f"{_PYCLS}/{release}/RegNetX-{size.upper()}_dds_8gpu.pyth"
-    return _third_party(f"regnetx_{size}", file, "SAME", source, "pycls (FAIR)", PYCLS_BGR)
-
-
+_same = partial(_third_party, "SAME")
+_retrained = partial(_third_party, "RETRAINED")
+_none = partial(_third_party, "NONE")
+_MSRA2 = "MSRA's original weights, by way of detectron2"
+_DETECTRON = "Detectron (FAIR), Caffe2"
+_MSRA1 = f"MSRA's original weights, by way of {_DETECTRON}"
+_FAIR = "FAIR's own training, by way of detectron2"
 _JHU = "Weight Standardization's authors (Johns Hopkins University)"
 _ENCODING = "PyTorch-Encoding"
-_UNRECORDED = "OpenMMLab, which did not record the training"
-_DETECTRON = "Detectron (FAIR), Caffe2"
+_LOST = "OpenMMLab, which did not record the training"
 
 NAMED: tuple[NamedWeights, ...] = (
-    _third_party(
-        "detectron2/resnet50_caffe",
-        "resnet50_msra-5891d200.pth",
-        "SAME",
-        f"{_D2}/MSRA/R-50.pkl",
-        "MSRA's original ResNet-50, by way of detectron2",
-        MSRA_BGR,
-        "caffe",
+    _same("detectron2/resnet50_caffe", "resnet50_msra-5891d200", f"{_D2}/MSRA/R-50.pkl", _MSRA2, MSRA_BGR, "caffe"),
+    _same("detectron2/resnet101_caffe", "resnet101_msra-6cc46731", f"{_D2}/MSRA/R-101.pkl", _MSRA2, MSRA_BGR, "caffe"),
+    _same("detectron2/resnext101_32x8d", "resnext101_32x8d-1516f1aa", f"{_D2}/FAIR/X-101-32x8d.pkl", _FAIR, PYCLS_BGR),
+    *(
+        _same(f"detectron/{name}_caffe", f"{name}_caffe-{digest}", f"{_D1}/{path}", _MSRA1, DETECTRON_BGR, "caffe")
+        for name, digest, path in (
+            ("resnet50", "788b5fa3", "MSRA/R-50.pkl"),
+            ("resnet101", "3ad79236", "MSRA/R-101.pkl"),
+        )
     ),
-    _third_party(
-        "detectron2/resnet101_caffe",
-        "resnet101_msra-6cc46731.pth",
-        "SAME",
-        f"{_D2}/MSRA/R-101.pkl",
-        "MSRA's original ResNet-101, by way of detectron2",
-        MSRA_BGR,
-        "caffe",
-    ),
-    _third_party(
-        "detectron2/resnext101_32x8d",
-        "resnext101_32x8d-1516f1aa.pth",
-        "SAME",
-        f"{_D2}/FAIR/X-101-32x8d.pkl",
-        "FAIR's ResNeXt-101 32x8d, by way of detectron2",
-        PYCLS_BGR,
-    ),
-    _third_party(
-        "detectron/resnet50_caffe",
-        "resnet50_caffe-788b5fa3.pth",
-        "SAME",
-        f"{_D1}/MSRA/R-50.pkl",
-        f"MSRA's original ResNet-50, by way of {_DETECTRON}",
-        DETECTRON_BGR,
-        "caffe",
-    ),
-    _third_party(
-        "detectron/resnet101_caffe",
-        "resnet101_caffe-3ad79236.pth",
-        "SAME",
-        f"{_D1}/MSRA/R-101.pkl",
-        f"MSRA's original ResNet-101, by way of {_DETECTRON}",
-        DETECTRON_BGR,
-        "caffe",
-    ),
-    _third_party(
-        "detectron/resnet50_gn", "resnet50_gn-9186a21c.pth", "SAME", f"{_D1}/47261647/R-50-GN.pkl", _DETECTRON, MSRA_BGR
-    ),
-    _third_party(
-        "detectron/resnet101_gn",
-        "resnet101_gn-cac0ab98.pth",
-        "SAME",
-        f"{_D1}/47592356/R-101-GN.pkl",
-        _DETECTRON,
-        MSRA_BGR,
-    ),
-    _third_party(
+    _same("detectron/resnet50_gn", "resnet50_gn-9186a21c", f"{_D1}/47261647/R-50-GN.pkl", _DETECTRON, MSRA_BGR),
+    _same("detectron/resnet101_gn", "resnet101_gn-cac0ab98", f"{_D1}/47592356/R-101-GN.pkl", _DETECTRON, MSRA_BGR),
+    _retrained(
         "contrib/resnet50_gn",
-        "resnet50_gn_thangvubk-ad1730dd.pth",
-        "RETRAINED",
+        "resnet50_gn_thangvubk-ad1730dd",
         "timm://resnet50_gn.a1h_in1k",
         "a contributor's own training (thangvubk)",
     ),
     *(
-        _third_party(f"jhu/{name}", f"{name}-{digest}.pth", "NONE", source, _JHU)
+        _none(f"jhu/{name}", f"{name}-{digest}", source, _JHU)
         for name, digest, source in (
             ("resnet50_gn_ws", "15beedd8", "timm://resnet50_gn.a1h_in1k"),
             ("resnet101_gn_ws", "3e3c308c", "open-mmlab://detectron/resnet101_gn"),
@@ -149,60 +107,42 @@ NAMED: tuple[NamedWeights, ...] = (
             ("resnext101_32x4d_gn", "ac3bb84e", "timm://resnext101_32x4d.gluon_in1k"),
         )
     ),
-    _third_party(
-        "resnext50_32x4d", "resnext50-32x4d-0ab1a123.pth", "RETRAINED", "torchvision://resnext50_32x4d", _UNRECORDED
-    ),
-    _third_party(
-        "resnext101_32x4d",
-        "resnext101_32x4d-a5af3160.pth",
-        "RETRAINED",
-        "timm://resnext101_32x4d.gluon_in1k",
-        _UNRECORDED,
-    ),
-    _third_party(
-        "resnext101_64x4d", "resnext101_64x4d-ee2c6f71.pth", "RETRAINED", "torchvision://resnext101_64x4d", _UNRECORDED
-    ),
-    _regnet("400mf", "regnetx_400mf-a5b10d96.pth", "160905967"),
-    _regnet("800mf", "regnetx_800mf-1f4be4c7.pth", "160906036"),
-    _regnet("1.6gf", "regnetx_1.6gf-5791c176.pth", "160990626"),
-    _regnet("3.2gf", "regnetx_3.2gf-c2599b0f.pth", "160906139"),
-    _regnet("4.0gf", "regnetx_4.0gf-a88f671e.pth", "160906383"),
-    _regnet("6.4gf", "regnetx_6.4gf-006af45d.pth", "161116590"),
-    _regnet("8.0gf", "regnetx_8.0gf-3c68abe7.pth", "161107726"),
-    _regnet("12gf", "regnetx_12gf-4c2a3350.pth", "160906020"),
+    _retrained("resnext50_32x4d", "resnext50-32x4d-0ab1a123", "torchvision://resnext50_32x4d", _LOST),
+    _retrained("resnext101_32x4d", "resnext101_32x4d-a5af3160", "timm://resnext101_32x4d.gluon_in1k", _LOST),
+    _retrained("resnext101_64x4d", "resnext101_64x4d-ee2c6f71", "torchvision://resnext101_64x4d", _LOST),
     *(
-        _third_party(
-            f"resnest{depth}",
-            f"resnest{depth}_d2-{digest}.pth",
-            "SAME",
-            f"https://s3.us-west-1.wasabisys.com/resnest/detectron/resnest{depth}_detectron-{release}.pth",
-            "ResNeSt's authors, for detectron2",
-            RESNEST_RGB,
-        )
-        for depth, digest, release in (
-            (50, "7497a55b", "255b5649"),
-            (101, "f3b931b2", "486f69a8"),
-            (200, "ca88e41f", "02644020"),
+        _same(f"regnetx_{size}", f"regnetx_{size}-{digest}", f"{_PYCLS}/{release}", "pycls (FAIR)", PYCLS_BGR)
+        for size, digest, release in (
+            ("400mf", "a5b10d96", "160905967/RegNetX-400MF_dds_8gpu.pyth"),
+            ("800mf", "1f4be4c7", "160906036/RegNetX-800MF_dds_8gpu.pyth"),
+            ("1.6gf", "5791c176", "160990626/RegNetX-1.6GF_dds_8gpu.pyth"),
+            ("3.2gf", "c2599b0f", "160906139/RegNetX-3.2GF_dds_8gpu.pyth"),
+            ("4.0gf", "a88f671e", "160906383/RegNetX-4.0GF_dds_8gpu.pyth"),
+            ("6.4gf", "006af45d", "161116590/RegNetX-6.4GF_dds_8gpu.pyth"),
+            ("8.0gf", "3c68abe7", "161107726/RegNetX-8.0GF_dds_8gpu.pyth"),
+            ("12gf", "4c2a3350", "160906020/RegNetX-12GF_dds_8gpu.pyth"),
         )
     ),
-    _third_party(
+    *(
+        _same(name, f"{name}_d2-{digest}", f"{_RESNEST}/{file}", "ResNeSt's authors, for detectron2", RESNEST_RGB)
+        for name, digest, file in (
+            ("resnest50", "7497a55b", "resnest50_detectron-255b5649.pth"),
+            ("resnest101", "f3b931b2", "resnest101_detectron-486f69a8.pth"),
+            ("resnest200", "ca88e41f", "resnest200_detectron-02644020.pth"),
+        )
+    ),
+    _same(
         "res2net101_v1d_26w_4s",
-        "res2net101_v1d_26w_4s_mmdetv2-f0a600f9.pth",
-        "SAME",
-        "https://shanghuagao.oss-cn-beijing.aliyuncs.com/res2net/res2net101_v1b_26w_4s-0812c246.pth",
+        "res2net101_v1d_26w_4s_mmdetv2-f0a600f9",
+        f"{_RES2NET}/res2net101_v1b_26w_4s-0812c246.pth",
         "Res2Net's authors, who call this network v1b",
     ),
-    _third_party("resnet18_v1c", "resnet18_v1c-b5776b93.pth", "NONE", "timm://resnet18d.ra2_in1k", _ENCODING),
-    _third_party("resnet50_v1c", "resnet50_v1c-2cccc1ad.pth", "RETRAINED", "timm://resnet50c.gluon_in1k", _ENCODING),
-    _third_party("resnet101_v1c", "resnet101_v1c-e67eebb6.pth", "RETRAINED", "timm://resnet101c.gluon_in1k", _ENCODING),
+    _none("resnet18_v1c", "resnet18_v1c-b5776b93", "timm://resnet18d.ra2_in1k", _ENCODING),
+    _retrained("resnet50_v1c", "resnet50_v1c-2cccc1ad", "timm://resnet50c.gluon_in1k", _ENCODING),
+    _retrained("resnet101_v1c", "resnet101_v1c-e67eebb6", "timm://resnet101c.gluon_in1k", _ENCODING),
     *(
         NamedWeights(
-            file,
-            f"{_SERVER}/mmclassification/v0/resnet/{file}",
-            "RETRAINED",
-            source,
-            "OpenMMLab (mmpretrain)",
-            IMAGENET_RGB,
+            file, f"{_SERVER}/mmclassification/v0/resnet/{file}", "RETRAINED", source, "mmpretrain", IMAGENET_RGB
         )
         for file, source in (
             ("resnet50_8xb256-rsb-a1-600e_in1k_20211228-20e21305.pth", "timm://resnet50.a1_in1k"),
@@ -223,16 +163,12 @@ _RELEASES: dict[str, tuple[Preprocessing, str]] = {
 
 
 def by_name(name: str) -> NamedWeights | None:
-    """Find the entry of a name.
-
-    Args:
-        name: What follows ``open-mmlab://``.
-    """
+    """Find the entry of what follows ``open-mmlab://``."""
     return next((entry for entry in NAMED if entry.name == name), None)
 
 
 def by_url(url: str) -> NamedWeights | None:
-    """Find the entry of one of OpenMMLab's URLs."""
+    """Find the entry of one of OpenMMLab's URLs, http or https."""
     bare = url.partition("://")[2]
     return next((entry for entry in NAMED if entry.original.partition("://")[2] == bare), None)
 
@@ -249,11 +185,8 @@ def is_named(source: str) -> bool:
 
 
 def by_source(url: str) -> tuple[Preprocessing, str] | None:
-    """Say which images and which style the file of a release wants.
-
-    Args:
-        url: The release's URL.
-    """
-    same = (entry for entry in NAMED if entry.relation == "SAME" and entry.source == url)
-    entry = next(same, None)
-    return (entry.preprocessing, entry.style) if entry is not None else _RELEASES.get(url)
+    """Return the images and the style that the file at a release's URL wants, where they are known."""
+    for entry in NAMED:
+        if entry.relation == "SAME" and entry.source == url:
+            return entry.preprocessing, entry.style
+    return _RELEASES.get(url)

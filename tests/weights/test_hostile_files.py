@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from resnet_backbone.errors import ArgumentError
 from resnet_backbone.weights import CheckpointError, CheckpointNotFoundError, UnsafeCheckpointError, safe_pickle
-from resnet_backbone.weights.checkpoint import containers
+from resnet_backbone.weights.load import containers
 from resnet_backbone.weights.preprocessing import metadata_of
 from resnet_backbone.weights.read import read_file
 from resnet_backbone.weights.rebuild import WEIGHTS, Inert
