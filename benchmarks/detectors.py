@@ -39,7 +39,7 @@ ROWS: dict[str, tuple[dict[str, bool], bool]] = {
 BASELINE = "mmdet"
 # Of the losses: a difference by rounding can change which boxes are sampled.
 TOLERANCE = {"fp32": 2e-2, "bf16": 2e-1, "fp16": 1e-1}
-COLOURS = dict(zip(ROWS, ("#8d99ae", "#c9cfd8", "#e8a0a9", "#d1495b", "#8f2d3a")))
+COLORS = dict(zip(ROWS, ("#8d99ae", "#c9cfd8", "#e8a0a9", "#d1495b", "#8f2d3a")))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -198,9 +198,7 @@ def _plot(tables: Sequence[dict[str, Any]], conditions: dict[str, Any], file: st
             height = 0.8 / len(values)
             for index, (row, value) in enumerate(values.items()):
                 y = place + 0.4 - (index + 0.5) * height
-                ax.barh(
-                    y, value / values[BASELINE], height=height, color=COLOURS[row], label=row if not place else None
-                )
+                ax.barh(y, value / values[BASELINE], height=height, color=COLORS[row], label=row if not place else None)
                 text = f" {value:.0f} ms" if quantity == "milliseconds" else f" {value / 1e6:.0f} MB"
                 ax.text(value / values[BASELINE], y, text, va="center", fontsize=6)
         ax.set_yticks(range(len(tables)), [f"{table['detector']}\n{table['task']}" for table in reversed(tables)])

@@ -205,7 +205,7 @@ def main() -> None:
     register_all_modules()
     watch_operators()
     folder = Path(mmdet.__file__).parent / ".mim"
-    # Some configs name another, as seen from a checkout of mmdet; some synchronise batch norms.
+    # Some configs name another, as seen from a checkout of mmdet; some synchronize batch norms.
     os.chdir(folder)
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     models = read_models(folder / "configs", arguments.only)

@@ -136,7 +136,7 @@ def load(name: str, path: str | None) -> dict[str, Split]:
         }
 
 
-def normalised(data: dict[str, Split]) -> dict[str, Split]:
+def normalized(data: dict[str, Split]) -> dict[str, Split]:
     """Give signals a mean of zero and a standard deviation of one, and set their padding to zero.
 
     As in the published results: a single channel by the mean and deviation of each signal, several by those of each
@@ -167,7 +167,7 @@ def train(signals: Tensor, lengths: Tensor | None, labels: Tensor, seed: int, **
     """Train a classifier.
 
     Args:
-        signals: Normalised signals of shape ``(N, channels, samples)``.
+        signals: Normalized signals of shape ``(N, channels, samples)``.
         lengths: Number of samples of each signal, on the CPU; ``None`` where they do not differ.
         labels: Class of each signal.
         seed: Seed of the weights and of the order of the signals.
@@ -218,7 +218,7 @@ def run_network(run: Run, data: dict[str, Split], device: str) -> float:
     is_padded = any(split.is_padded for split in data.values())
     (signals, lengths, labels), (others, other_lengths, expected) = (
         (split.signals.to(device), split.lengths if is_padded else None, split.labels.to(device))
-        for split in (normalised(data)[name] for name in ("train", "test"))
+        for split in (normalized(data)[name] for name in ("train", "test"))
     )
     model = train(signals, lengths, labels, run.seed, **NETWORKS[run.method])
     return float((predict(model, others, other_lengths) == expected).double().mean())
@@ -231,7 +231,7 @@ def run_baseline(run: Run, data: dict[str, Split]) -> float:
 
     signals = {
         split: [signal[:, :length].numpy().astype(np.float64) for signal, length in zip(of.signals, of.lengths)]
-        for split, of in normalised(data).items()
+        for split, of in normalized(data).items()
     }
     if run.method == "1-NN DTW":
         model: Any = KNeighborsTimeSeriesClassifier(n_neighbors=1, distance="dtw")

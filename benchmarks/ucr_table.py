@@ -30,7 +30,7 @@ INCEPTION_TIME = {
 }  # fmt: skip
 
 
-def summarise(runs: list[Run]) -> dict[str, dict[str, tuple[float, float | None]]]:
+def summarize(runs: list[Run]) -> dict[str, dict[str, tuple[float, float | None]]]:
     """Mean accuracy and standard deviation in percent, of each method on each data set."""
     groups: dict[tuple[str, str], list[float]] = defaultdict(list)
     for run in runs:
@@ -45,7 +45,7 @@ def summarise(runs: list[Run]) -> dict[str, dict[str, tuple[float, float | None]
 
 def table(runs: list[Run]) -> str:
     """Format the accuracies in Markdown; the last row averages over the data sets that every network has."""
-    summary = summarise(runs)
+    summary = summarize(runs)
     order = (THREE_SCALES, *BASELINES, "ResNet, published", "InceptionTime, published")
     methods = [method for method in order if method in summary]
     seeds = Counter(run.data_set for run in runs if run.method == THREE_SCALES)
@@ -93,7 +93,7 @@ def draw(runs: list[Run], path: str) -> None:
     """Draw the table: a row for each data set, a mark for each method, a line for its standard deviation."""
     from matplotlib.figure import Figure
 
-    summary = summarise(runs)
+    summary = summarize(runs)
     styles = {
         THREE_SCALES: dict(color="#c1121f", marker="o", markersize=9),
         "MiniRocket": dict(color="#33658a", marker="D"),

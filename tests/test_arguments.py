@@ -131,7 +131,7 @@ WRONG = [
     (dict(norm_cfg=dict(type="GN", num_groups=0)), ValueError, ["norm_cfg", "'num_groups': 0"]),
     (dict(norm_cfg=dict(type="GN", num_groups="2")), TypeError, ["norm_cfg", "'num_groups': '2'"]),
     (dict(norm_cfg=dict(type="LN")), ValueError, ["norm_cfg", "LayerNorm", "last axis", "'GN'"]),
-    # initialisation
+    # initialization
     (dict(init_cfg=True), TypeError, ["init_cfg", "True", "dict"]),
     (dict(init_cfg="torchvision://resnet50"), TypeError, ["init_cfg", "'torchvision://resnet50'", "dict"]),
     (dict(init_cfg=dict(checkpoint="a.pth")), TypeError, ["init_cfg", "a.pth", "'type'"]),

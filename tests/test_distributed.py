@@ -87,7 +87,7 @@ def test_runner_in_two_processes_matches_one(case, trained_by_two, tmp_path, mon
         assert (found[name] - value).double().norm() <= 1e-10 * value.double().norm(), name
 
 
-def synchronised(backbone, how):
+def synchronized(backbone, how):
     if how == "torch":
         return nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
     # What the Runner calls for sync_bn='torch'.
@@ -98,7 +98,7 @@ def synchronised(backbone, how):
 @pytest.mark.parametrize("arguments", [dict(), dict(fold_norm=True, deep_stem=True, avg_down=True, with_cp=True)])
 def test_sync_batch_norm_is_bit_identical_in_eval_mode(how, arguments):
     expected = build(**arguments)
-    backbone = synchronised(build(**arguments), how).train()
+    backbone = synchronized(build(**arguments), how).train()
     norms = [layer for layer in backbone.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     assert {type(layer) for layer in norms} == {nn.SyncBatchNorm}
     assert not any(layer.training for layer in norms)  # norm_eval still applies

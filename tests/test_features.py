@@ -128,7 +128,7 @@ def test_images_are_normalised_in_the_weights_order(preprocessing, order):
         (["{photo}", "--config", "missing.py"], "config 'missing.py' is no file"),
         (["{photo}", "--config", "{neck}"], "has neither model.backbone nor backbone with a type"),
         (["{photo}", "--config", "{signals}"], "must take photographs, (N, 3, H, W): got ResNet with 1 dimensions"),
-        (["{photo}", "--config", "{grey}"], "and in_channels=1"),
+        (["{photo}", "--config", "{gray}"], "and in_channels=1"),
         (["{photo}", "--config", "{other}"], "must be a ResNet of this package, got Conv2d"),
         (["{photo}", "--weights", "missing.pth"], "missing.pth"),
         (["{photo}", "--out", "out.xyz"], "out must end in one of"),
@@ -138,7 +138,7 @@ def test_invalid_arguments_are_named(arguments, words, photo, config, tmp_path, 
     files = {
         "neck": "model = dict(neck=dict(type='FPN'))",
         "signals": "backbone = dict(type='ResNet', depth=18, conv_cfg=dict(type='Conv1d'), norm_cfg=dict(type='BN1d'))",
-        "grey": "backbone = dict(type='ResNet', depth=18, base_channels=4, in_channels=1)",
+        "gray": "backbone = dict(type='ResNet', depth=18, base_channels=4, in_channels=1)",
         "other": "import torch\nbackbone = dict(type=torch.nn.Conv2d, in_channels=3, out_channels=4, kernel_size=1)",
     }
     for name, text in files.items():
@@ -156,10 +156,10 @@ def test_invalid_arguments_are_named(arguments, words, photo, config, tmp_path, 
 
 @pytest.mark.parametrize("mode", [np.uint16, np.int32])
 def test_16_bit_images_are_scaled(mode, tmp_path):
-    grey = np.arange(256).reshape(8, 32)
-    Image.fromarray((grey * 257).astype(mode)).save(tmp_path / "deep.tiff")
+    gray = np.arange(256).reshape(8, 32)
+    Image.fromarray((gray * 257).astype(mode)).save(tmp_path / "deep.tiff")
     read = features.load_photograph(str(tmp_path / "deep.tiff"))
-    assert torch.equal(read, torch.from_numpy(grey).to(torch.uint8)[..., None].expand(-1, -1, 3))
+    assert torch.equal(read, torch.from_numpy(gray).to(torch.uint8)[..., None].expand(-1, -1, 3))
 
 
 def test_named_pipe_is_not_opened(tmp_path):

@@ -143,8 +143,8 @@ def test_same_padding_keeps_branches_aligned():
     with torch.no_grad():
         (response,) = (b - a for a, b in zip(backbone(silence)[-1:], backbone(click)[-1:]))
     reach = [torch.nonzero(branch.abs().sum((0, 1)))[:, 0] for branch in response.chunk(3, dim=1)]
-    centres = [(int(seen.min()) + int(seen.max())) / 2 for seen in reach]
-    assert len(set(centres)) == 1
+    centers = [(int(seen.min()) + int(seen.max())) / 2 for seen in reach]
+    assert len(set(centers)) == 1
     widths = [int(seen.max()) - int(seen.min()) for seen in reach]
     assert widths == sorted(set(widths))
 

@@ -193,13 +193,13 @@ def test_zero_init_residual(depth, zero):
 
 
 def test_initialization_depends_only_on_the_seed():
-    def initialised():
+    def initialized():
         torch.manual_seed(7)
         backbone = small()
         backbone.init_weights()
         return backbone.state_dict().values()
 
-    assert_same_bits(initialised(), initialised())
+    assert_same_bits(initialized(), initialized())
 
 
 ROADS = {

@@ -30,7 +30,7 @@ def test_data_sets_are_those_of_the_archive(name, channels, samples, classes, si
         assert signals.dtype == torch.float32
         assert labels.shape == (size,)
         assert set(labels.tolist()) == set(range(classes))
-        # One channel is normalised signal by signal, several by the training split.
+        # One channel is normalized signal by signal, several by the training split.
         if channels == 1:
             torch.testing.assert_close(signals.mean(dim=-1), torch.zeros(size, 1), rtol=0, atol=1e-4)
             torch.testing.assert_close(signals.std(dim=-1, correction=0), torch.ones(size, 1), rtol=0, atol=1e-4)
@@ -145,14 +145,14 @@ def test_benchmark_normalizes_without_the_padding():
     signals = [torch.randn(2, length) * torch.tensor([[3.0], [0.1]]) + 5 for length in lengths]
     split = ucr.padded(signals, [0, 1, 0])
     assert split.is_padded
-    several = ucr.normalised({"train": split, "test": split})["test"]
+    several = ucr.normalized({"train": split, "test": split})["test"]
     parts = [signal[:, :length] for signal, length in zip(several.signals, lengths)]
     deviation, mean = torch.std_mean(torch.cat(parts, dim=1), dim=1, correction=0)
     torch.testing.assert_close(mean, torch.zeros(2), rtol=0, atol=1e-5)
     torch.testing.assert_close(deviation, torch.ones(2))
     assert not several.signals[0, :, 5:].any()
     one = ucr.padded([signal[:1] for signal in signals], [0, 1, 0])
-    for signal, length in zip(ucr.normalised({"train": one, "test": one})["train"].signals, lengths):
+    for signal, length in zip(ucr.normalized({"train": one, "test": one})["train"].signals, lengths):
         deviation, mean = torch.std_mean(signal[:, :length], dim=1, correction=0)
         torch.testing.assert_close(torch.cat([mean, deviation]), torch.tensor([0.0, 1.0]), rtol=0, atol=1e-5)
 

@@ -41,7 +41,7 @@ def plot_reports(reports: Sequence[Report], file: str) -> None:
 def _bars(ax: Axes, report: Report) -> None:
     timed = sorted((r for r in report.results if r.median is not None), key=lambda result: -(result.median or 0))
     values = [result.median or 0.0 for result in timed]
-    ax.barh([result.name for result in timed], values, color=[_colour(result.name) for result in timed], height=0.72)
+    ax.barh([result.name for result in timed], values, color=[_color(result.name) for result in timed], height=0.72)
     for index, result in enumerate(timed):
         ratio, memory = report.speedup(result), report.memory_ratio(result)
         label = f"{values[index]:.0f} ms  {ratio:.2f}x" + ("" if memory is None else f"  memory {memory:.2f}")
@@ -57,10 +57,10 @@ def _key() -> tuple[list[Patch], list[str]]:
     from matplotlib.patches import Patch
 
     meanings = {EXACT: "mmdet's operations", OURS: "this package's fast paths", PEER: "other libraries"}
-    return [Patch(color=colour) for colour in meanings], list(meanings.values())
+    return [Patch(color=color) for color in meanings], list(meanings.values())
 
 
-def _colour(name: str) -> str:
+def _color(name: str) -> str:
     if name.startswith(OURS_PREFIXES):
         return OURS
     return EXACT if name.startswith(BASELINE) else PEER

@@ -35,7 +35,7 @@ def load_signals(name: str, split: str) -> tuple[Tensor, Tensor]:
         split: ``'train'`` or ``'test'``, as the archive splits it.
 
     Returns:
-        Signals of shape ``(N, channels, samples)``, float32, normalised; and class indices of shape ``(N,)``.
+        Signals of shape ``(N, channels, samples)``, float32, normalized; and class indices of shape ``(N,)``.
 
     Raises:
         ValueError: There is no such data set or split.
@@ -88,7 +88,7 @@ class SignalClassifier(BaseModel):
 
     Args:
         backbone: Config of the network, such as ``dict(type='MultiScaleResNet1d', num_classes=2)``; or the network.
-        init_cfg: mmengine's initialisation config.
+        init_cfg: mmengine's initialization config.
     """
 
     def __init__(self, backbone: dict[str, Any] | nn.Module, init_cfg: Any = None) -> None:

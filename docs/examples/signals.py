@@ -121,10 +121,10 @@ def draw(model: MultiScaleResNet1d) -> Any:
         for axis, index, name in zip(line, chosen, CLASSES):
             values = signals[index, 0].numpy()
             points = np.stack([samples, values], axis=1)
-            colours = _at_samples(shares[index, row].numpy(), len(samples))
+            colors = _at_samples(shares[index, row].numpy(), len(samples))
             pieces = np.stack([points[:-1], points[1:]], axis=1)
             path = LineCollection(pieces, norm=norm, cmap="RdBu_r", linewidths=4, capstyle="round")
-            path.set_array(colours[:-1])
+            path.set_array(colors[:-1])
             axis.plot(samples, values, color="#16181d", linewidth=5.5, solid_capstyle="round")
             axis.add_collection(path)
             axis.margins(0.06, 0.12)
@@ -153,8 +153,8 @@ def _most_typical(signals: Tensor, mask: Tensor) -> int:
 
 def _at_samples(values: Any, count: int) -> Any:
     """Interpolate values at the centers of positions to each sample."""
-    centres = (np.arange(len(values)) + 0.5) * count / len(values)
-    return np.interp(np.arange(count), centres, values)
+    centers = (np.arange(len(values)) + 0.5) * count / len(values)
+    return np.interp(np.arange(count), centers, values)
 
 
 def main(argv: list[str] | None = None) -> None:

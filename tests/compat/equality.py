@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def seeded(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
-    """Build and initialise a module from a seed; its parameters and buffers depend only on the seed."""
+    """Build and initialize a module from a seed; its parameters and buffers depend only on the seed."""
     torch.manual_seed(seed)
     module = build()
     module.init_weights()

@@ -10,7 +10,7 @@ from matplotlib import cbook
 from PIL import Image, ImageDraw
 
 CLASSES = ("circle", "square", "triangle")
-COLOURS = ((220, 40, 40), (40, 200, 60), (50, 80, 230))
+COLORS = ((220, 40, 40), (40, 200, 60), (50, 80, 230))
 SIDE = 128
 
 
@@ -52,8 +52,8 @@ def _shapes(generator: np.random.Generator) -> list[tuple[tuple[int, int, int, i
 def _draw(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], kind: int) -> None:
     x1, y1, x2, y2 = box
     if CLASSES[kind] == "circle":
-        draw.ellipse(box, fill=COLOURS[kind])
+        draw.ellipse(box, fill=COLORS[kind])
     elif CLASSES[kind] == "square":
-        draw.rectangle(box, fill=COLOURS[kind])
+        draw.rectangle(box, fill=COLORS[kind])
     else:
-        draw.polygon([(x1, y2), (x2, y2), ((x1 + x2) // 2, y1)], fill=COLOURS[kind])
+        draw.polygon([(x1, y2), (x2, y2), ((x1 + x2) // 2, y1)], fill=COLORS[kind])

@@ -130,7 +130,7 @@ def test_init_weights_draws_the_same_random_numbers(own, mmcvs):
     assert torch.equal(after_ours, after_theirs)
     for (name, one), other in zip(ours.state_dict().items(), theirs.state_dict().values()):
         if own is DeformConv2dPack and name.endswith("conv_offset.weight"):
-            # mmcv's layer has no init_weights: the backbone's Kaiming initialisation reaches its offsets.
+            # mmcv's layer has no init_weights: the backbone's Kaiming initialization reaches its offsets.
             assert not one.any()
             assert other.any()
         else:

@@ -33,7 +33,7 @@ DETECTORS = {
     "DCN": "dcn/faster-rcnn_r50-dconv-c3-c5_fpn_1x_coco.py",
     "DCNv2": "dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py",
     "GCNet plugins": "gcnet/mask-rcnn_r50-gcb-r4-c3-c5_fpn_1x_coco.py",
-    "GN and weight standardisation": "gn+ws/mask-rcnn_r50_fpn_gn-ws-all_2x_coco.py",
+    "GN and weight standardization": "gn+ws/mask-rcnn_r50_fpn_gn-ws-all_2x_coco.py",
     "instance segmentation, SOLOv2": "solov2/solov2_r50_fpn_1x_coco.py",
 }
 

@@ -266,10 +266,10 @@ def test_in_channels(channels, file, states):
 def test_gray_image_matches_its_rgb_copy(file, relative_difference, shake):
     model = shake(narrow(18))
     saved = model.state_dict()
-    grey = narrow(18, in_channels=1)
-    load_pretrained(grey, saved)
+    gray = narrow(18, in_channels=1)
+    load_pretrained(gray, saved)
     image = torch.rand(1, 1, 32, 32)
-    assert relative_difference(grey.eval()(image), model(image.repeat(1, 3, 1, 1))) < 1e-5
+    assert relative_difference(gray.eval()(image), model(image.repeat(1, 3, 1, 1))) < 1e-5
 
 
 def test_in_channels_of_a_deep_stem():

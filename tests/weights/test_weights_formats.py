@@ -21,7 +21,7 @@ DEPTHS = (18, 50)
 
 
 @pytest.fixture(autouse=True)
-def _no_initialisation(monkeypatch):
+def _no_initialization(monkeypatch):
     """Skip random initialization, which takes longer than the tests."""
     for name in ("kaiming_uniform_", "kaiming_normal_"):
         monkeypatch.setattr(nn.init, name, lambda tensor, *args, **kwargs: tensor)

@@ -192,13 +192,13 @@ def test_init_type_given_as_a_class(path, state):
 
 
 def test_random_numbers_are_unchanged_without_a_checkpoint():
-    def initialised():
+    def initialized():
         torch.manual_seed(0)
         backbone = ResNet(depth=18, base_channels=8)
         backbone.init_weights()
         return backbone.state_dict()
 
-    before, after = initialised(), initialised()
+    before, after = initialized(), initialized()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
