@@ -15,7 +15,7 @@ __all__ = ["FineTuning"]
 
 
 class FineTuning(BaseModule):
-    """Base class of ResNet with the methods for fine-tuning."""
+    """Base class of ResNet: the methods for fine-tuning."""
 
     num_stages: int
     stage_blocks: Sequence[int]
@@ -25,7 +25,7 @@ class FineTuning(BaseModule):
     frozen_stages: int
     with_cp: bool | Sequence[bool]
 
-    # Names of the parameters whose requires_grad freezing has set to False, for thawing to set it back.
+    # Names of the parameters that freezing has changed, for thawing.
     _frozen_parameters: frozenset[str] = frozenset()
 
     def freeze(self, stages: int) -> Self:

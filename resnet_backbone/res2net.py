@@ -14,10 +14,9 @@ from .blocks import Bottleneck
 from .errors import ArgumentError, check_channels, is_int
 from .layers.build import build_conv_layer, build_norm_layer
 from .layers.dimensions import avg_pool3, spatial_dims_of
-from .res_layer import ResLayer
 from .resnet import ResNet
 
-__all__ = ["Bottle2neck", "Res2Layer", "Res2Net"]
+__all__ = ["Bottle2neck", "Res2Net"]
 
 
 class Bottle2neck(Bottleneck):
@@ -93,17 +92,6 @@ class Bottle2neck(Bottleneck):
         return torch.cat(outs, dim=1)
 
 
-class Res2Layer(ResLayer):
-    """One stage of a Res2Net.
-
-    Args:
-        **kwargs: The arguments of ``ResLayer`` and ``Bottle2neck``.
-    """
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(first_block={"stage_type": "stage"}, **kwargs)
-
-
 class Res2Net(ResNet):
     """Res2Net v1d (Gao et al., 2019, https://arxiv.org/abs/1904.01169), without its classifier.
 
@@ -166,7 +154,8 @@ class Res2Net(ResNet):
 
     @override
     def make_res_layer(self, **kwargs: Any) -> nn.Module:
-        return Res2Layer(
+        return super().make_res_layer(
+            first_block={"stage_type": "stage"},
             scales=self.scales,
             base_width=self.base_width,
             base_channels=self.base_channels,

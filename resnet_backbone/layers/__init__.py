@@ -1,5 +1,1 @@
 """Layers of the networks."""
-
-from .se import SELayer
-
-__all__ = ["SELayer"]

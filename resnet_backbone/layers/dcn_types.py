@@ -29,9 +29,7 @@ def has_compiled_mmcv() -> bool:
 
 def register_deform_convs() -> None:
     """Register the types of ``OWN_TYPES``: mmcv's classes, or this package's where mmcv's cannot be imported."""
-    if all(name in ROOT.module_dict and not _is_stale(name) for name in OWN_TYPES):
-        return
-    if has_compiled_mmcv():
+    if has_compiled_mmcv() and not OWN_TYPES.keys() <= ROOT.module_dict.keys():
         try:
             import_module("mmcv.ops")
         except Exception as error:  # noqa: BLE001 - a binary built for another torch fails in its own ways
@@ -42,11 +40,7 @@ def register_deform_convs() -> None:
                 level=logging.WARNING,
             )
     for name, cls in OWN_TYPES.items():
-        if name not in ROOT.module_dict or _is_stale(name):
+        known = ROOT.module_dict.get(name)
+        # In a notebook that reloads the package, its earlier class.
+        if known is None or known.__module__ == cls.__module__:
             ROOT.register_module(name=name, module=cls, force=True)
-
-
-def _is_stale(name: str) -> bool:
-    """Whether a type is registered to a class of this package from before a reload, as in notebooks."""
-    known: type[nn.Module] = ROOT.module_dict[name]
-    return known.__module__ == OWN_TYPES[name].__module__ and known is not OWN_TYPES[name]

@@ -1,4 +1,4 @@
-"""Draw the feature pyramid of a photograph: ``resnet-backbone features`` and ``resnet-backbone demo``."""
+"""``resnet-backbone features`` and ``resnet-backbone demo``: draw the feature pyramid of a photograph."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ __all__ = ["Level", "draw_feature_pyramid", "extract", "load_photograph", "run_d
 SEED = 0
 DEMO_WEIGHTS = "torchvision://resnet18"
 LONGEST_SIDE = 1024
-"""Pixels; larger photographs are scaled down, so that any photograph takes a second, not a minute."""
+"""In pixels. Larger photographs are scaled down, so that none takes more than a second."""
 NOTES = """\
-Energy: the root mean square over the channels of each position, over the photograph. Right: the channels with the
-highest energy and their numbers, one square per position, each scaled to its own range."""
+Energy: the root mean square over the channels at each position, on top of the photograph. Right: the channels with the
+highest energy, with their indices; each is scaled to its own range."""
 
 
 class Level(NamedTuple):
-    """One level of a feature pyramid: the stage's name, its stride in pixels, and features ``(C, H, W)``."""
+    """One level of a feature pyramid, with features of shape ``(C, H, W)``."""
 
     name: str
     stride: int
@@ -63,7 +63,7 @@ def run_features(image: str | None, config: str | None, depth: int | None, weigh
         report = load_pretrained(backbone, weights)
         print(report.summary())
         if report.preprocessing is None:
-            print("The weights do not say how to normalise images: normalised as torchvision does, RGB.")
+            print("The weights do not say how to normalise images: normalised as in torchvision, RGB.")
         preprocessing = report.preprocessing or IMAGENET_RGB
         about = f"weights {weights}, {'RGB' if preprocessing.bgr_to_rgb else 'BGR'} images"
     features = extract(backbone.eval(), photo, preprocessing)
@@ -112,7 +112,7 @@ def load_photograph(image: str | None) -> Tensor:
     path = Path(image) if image is not None else Path(get_sample_data("grace_hopper.jpg", asfileobj=False))
     try:
         with open_regular_file(path) as file, Image.open(file) as opened:
-            # Cameras store portraits lying down, with a note on how to turn them.
+            # Cameras store the orientation in the metadata.
             photo = ImageOps.exif_transpose(opened)
             if photo.mode.startswith("I"):  # 16 bits, which convert() would clip at 255
                 photo = Image.fromarray((np.asarray(photo) >> 8).clip(0, 255).astype(np.uint8))
@@ -128,7 +128,7 @@ def load_photograph(image: str | None) -> Tensor:
 
 @torch.inference_mode()
 def extract(backbone: nn.Module, photo: Tensor, preprocessing: Preprocessing) -> tuple[Tensor, ...]:
-    """Compute the features of a photograph, ``uint8`` RGB of shape ``(H, W, 3)``, as the weights expect it."""
+    """Compute the features of a photograph, ``uint8`` RGB of shape ``(H, W, 3)``, normalised for the weights."""
     pixels = (photo if preprocessing.bgr_to_rgb else photo.flip(-1)).float()
     x = (pixels - torch.tensor(preprocessing.mean)) / torch.tensor(preprocessing.std)
     return cast(tuple[Tensor, ...], backbone(x.permute(2, 0, 1)[None]))
@@ -140,7 +140,7 @@ def draw_feature_pyramid(photo: Any, levels: list[Level], title: str, subtitle: 
 
     columns = -(-min(num_channels, *(len(level.features) for level in levels)) // 2)
     aspect = float(np.clip(photo.shape[1] / photo.shape[0], 1 / 3, 3))
-    # Two rows of channels for each level; its energy is as high as both.
+    # The channels of each level take two rows, which its energy spans.
     grid: list[Any] = [
         ["photo", f"energy {i}", *(f"{i} {row * columns + column}" for column in range(columns))]
         for i in range(len(levels))
@@ -163,7 +163,7 @@ def draw_feature_pyramid(photo: Any, levels: list[Level], title: str, subtitle: 
         energy.set(xlim=(0, photo.shape[1]), ylim=(photo.shape[0], 0))
         label = f"{level.name}\nstride {level.stride}\n{cols} \N{MULTIPLICATION SIGN} {rows}\n{channels} channels"
         energy.set_ylabel(label, rotation=0, ha="right", va="center")
-        # A stable sort keeps the lower channel first among equals: the picture is the same on every machine.
+        # A stable sort keeps the lower of equal channels first, so the picture is the same on every machine.
         strongest = np.argsort(-strength.mean(axis=(1, 2)), kind="stable")
         for position in range(2 * columns):
             tile = axes[f"{i} {position}"]
@@ -178,6 +178,6 @@ def draw_feature_pyramid(photo: Any, levels: list[Level], title: str, subtitle: 
 
 
 def _scaled(values: Any) -> Any:
-    """Scale to [0, 1] between the 1st and the 99th percentile, so that one hot position does not dim the rest."""
+    """Scale the 1st to 99th percentile to [0, 1], so that outliers do not dim the rest."""
     low, high = np.percentile(values, (1, 99))
     return np.clip((values - low) / max(high - low, 1e-12), 0, 1)

@@ -1,4 +1,4 @@
-"""Describe a backbone part by part, what it is made of and what it costs: ``resnet-backbone info``."""
+"""``resnet-backbone info``: the layers and costs of a backbone, stage by stage."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class Part:
 
     Attributes:
         name: ``'stem'``, or the module's name, such as ``'layer2'``.
-        layers: What it is made of, such as ``'4 Bottleneck, 4 DCNv2'``.
-        channels: Number of channels that it returns.
+        layers: Summary of its layers, such as ``'4 Bottleneck, 4 DCNv2'``.
+        channels: Number of output channels.
         stride: Stride of its output relative to the input; ``None`` for a classifier.
-        size: Size of its output, such as ``(56, 56)``; ``None`` if it does not run because ``out_indices`` ends before.
+        size: Size of its output, such as ``(56, 56)``; ``None`` for a stage after ``out_indices``, which does not run.
         params: Number of parameters.
         trainable: Number of parameters that require grad.
         macs: Multiply-accumulate operations of the forward pass of the whole batch.
@@ -63,7 +63,7 @@ class Part:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """The part as a row of the table."""
+        """The row of the table."""
         trains = {0: "no", self.params: "yes"}.get(self.trainable, f"{self.trainable / 1e6:.2f} M")
         costs = (f"{self.params / 1e6:.2f}", f"{self.macs / 1e9:.3f}", f"{self.saved_bytes / 1e6:.1f}", trains)
         if self.name == "total":
@@ -74,13 +74,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Description:
-    """A backbone part by part; ``print`` shows it as a table.
+    """The parts of a backbone; ``print`` shows them as a table.
 
     Attributes:
-        title: The network in words.
-        input_shape: Shape of the input that it was run on.
+        title: The network's name and mode, and the input.
+        input_shape: Shape of the input.
         parts: The parts, in the order in which they run.
-        notes: What the numbers leave out.
+        notes: What the numbers do and do not include.
     """
 
     title: str
@@ -101,16 +101,15 @@ class Description:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Write the rows of a table as lines of text with aligned columns."""
+    """Return the rows of a table as lines with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
 
 
 def describe(backbone: nn.Module, size: Sequence[int] | None = None, batch: int = 1) -> Description:
-    """Describe what a backbone is made of, and what its parts cost for an input.
+    """Describe the parts of a backbone and their costs.
 
-    A copy of the backbone is run on zeros in its current mode: call ``train()`` before to see what training saves,
-    ``eval()`` to see what inference does.
+    A copy of the backbone runs on zeros, in its current mode: call ``train()`` or ``eval()`` before.
 
     Args:
         backbone: A ResNet of this package or of mmdet.
@@ -120,7 +119,7 @@ def describe(backbone: nn.Module, size: Sequence[int] | None = None, batch: int 
 
     Raises:
         ArgumentTypeError: ``backbone`` is not a ResNet.
-        ArgumentError: ``size`` or ``batch`` is not allowed, or the input is too small for the backbone.
+        ArgumentError: ``size`` or ``batch`` is invalid, or the input is too small for the backbone.
 
     Examples:
         >>> from resnet_backbone import ResNet
@@ -132,9 +131,9 @@ def describe(backbone: nn.Module, size: Sequence[int] | None = None, batch: int 
         raise ArgumentTypeError(f"backbone must be a ResNet, with stages in res_layers, got {type(backbone).__name__}")
     first = next(backbone.parameters())
     if first.is_meta:
-        raise ArgumentError("backbone must hold its weights to be run, but they are on the device 'meta'")
+        raise ArgumentError("backbone must not be on the device 'meta', since it is run")
     check_channels("batch", batch)
-    # A subclass may build itself without our __init__, as mmdet's RegNet does.
+    # A subclass may skip ResNet.__init__, as mmdet's RegNet does.
     channels = getattr(backbone, "in_channels", None) or first.shape[1]
     shape = (batch, channels, *_check_size(size, getattr(backbone, "spatial_dims", 2)))
     run = _run(backbone, torch.zeros(shape, device=first.device, dtype=first.dtype))
@@ -210,7 +209,7 @@ def _describe_norms(module: nn.Module, folded: set[int]) -> str:
 
 
 def _folded_norms(backbone: Any) -> Iterator[nn.Module]:
-    """The norm layers that ``fold_norm`` computes together with the convolution before them."""
+    """Return the norm layers that ``fold_norm`` folds."""
     if not getattr(backbone, "fold_norm", False):
         return
     pairs: list[Any] = [(backbone.conv1, backbone.norm1)] if hasattr(backbone, "conv1") else []
@@ -223,19 +222,19 @@ def _folded_norms(backbone: Any) -> Iterator[nn.Module]:
 
 
 def _notes(backbone: nn.Module, run: _Run) -> Iterator[str]:
-    yield "MACs: multiplications of convolutions and matrix products in the forward pass. saved: for the backward pass,"
-    yield "without parameters; 1 MB is 10^6 bytes."
+    yield "MACs: of the convolutions and matrix products in the forward pass. saved: for the backward pass, without"
+    yield "parameters; 1 MB is 10^6 bytes."
     if any(hasattr(module, "conv_offset") for module in backbone.modules()):
-        yield "Deformable convolutions: the offsets' convolution is counted, the interpolation between pixels is not."
+        yield "Deformable convolutions: with the convolution of the offsets, without the interpolation between pixels."
     if any(getattr(module, "with_cp", False) is True for module in backbone.modules()):
-        yield "Checkpointed blocks save their input and compute the rest again in the backward pass."
+        yield "Checkpointed blocks save their input, and are recomputed in the backward pass."
     for name, shapes in run.shapes.items():
         if len({shape[2:] for shape in shapes}) > 1:
             yield f"{name}: the branches' lengths are {', '.join(str(shape[2]) for shape in shapes)}."
 
 
 class _Run(NamedTuple):
-    """What the parts of a backbone returned (a shape for each branch), computed and saved; only of parts that ran."""
+    """Output shapes (one per branch), MACs and saved bytes of the parts of a backbone that ran."""
 
     shapes: dict[str, list[tuple[int, ...]]]
     macs: Counter[str]
@@ -243,7 +242,7 @@ class _Run(NamedTuple):
 
 
 def _run(backbone: Any, x: Tensor) -> _Run:
-    # Synchronised batch norms train only in a process group on GPUs; plain ones save and compute the same.
+    # SyncBatchNorm needs a process group on GPUs. BatchNorm costs the same.
     backbone = revert_sync_batchnorm(copy.deepcopy(backbone))
     counter = FlopCounterMode(display=False)
     part = "stem"
@@ -257,19 +256,19 @@ def _run(backbone: Any, x: Tensor) -> _Run:
         part = name
 
     def count_deformable(conv: Any, _: Any, out: Tensor) -> None:
-        # FlopCounterMode does not know the operator.
+        # FlopCounterMode does not know this operator.
         deformable[part] += out.numel() // out.shape[1] * conv.weight.numel()
 
     for name in [*backbone.res_layers, "fc"]:
         if isinstance(module := getattr(backbone, name, None), nn.Module):
             module.register_forward_pre_hook(lambda _, x, name=name: enter(name, x[0]))
             module.register_forward_hook(lambda *args, name=name: run.shapes.update({name: _shapes(args[-1])}))
-    # Plugins may draw random numbers; the caller's generators stay as they were.
+    # Plugins may draw random numbers.
     with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []), torch.inference_mode(False):
         with torch.enable_grad(), SavedTensorBytes(backbone, lambda: part) as saved:
             try:
                 outputs = backbone(x)
-            except ValueError as error:  # batch norms in train mode need more than one position
+            except ValueError as error:  # a batch norm in train mode needs more than one position
                 raise ArgumentError(f"size={tuple(x.shape[2:])} with batch={len(x)} is too small: {error}") from error
         run.saved.update({name: saved.bytes(name) for name in run.shapes})
         del outputs

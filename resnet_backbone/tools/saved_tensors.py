@@ -1,4 +1,4 @@
-"""Measure what autograd saves for the backward pass: tensors counted by their memory, each once."""
+"""Measure the memory that autograd saves for the backward pass."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["SavedTensorBytes"]
 
 
 class _Saved:
-    """Stands in the graph for a saved tensor: it lives as long as the graph keeps the tensor."""
+    """What the graph keeps instead of a saved tensor."""
 
     def __init__(self, tensor: Tensor, part: str) -> None:
         self.tensor = tensor
@@ -21,20 +21,19 @@ class _Saved:
 
 
 class SavedTensorBytes:
-    """Counts, as a context manager, the bytes that autograd saves, without parameters and buffers.
+    """Context manager that counts the bytes that autograd saves, each storage once, without parameters and buffers.
 
-    The count is valid as long as the outputs of the computation are alive: autograd frees what it saved with them.
+    Read the count while the outputs of the computation are alive: autograd frees the saved tensors with them.
 
     Args:
-        model: The model whose parameters and buffers do not count.
-        part: Returns the name of the part of the model that is running; a storage belongs to the part that saves it
-            first.
+        model: The model whose parameters and buffers are not counted.
+        part: Returns the name of the running part of the model. A storage belongs to the part that saves it first.
     """
 
     def __init__(self, model: nn.Module, part: Callable[[], str] = lambda: "") -> None:
         self._part = part
         self._model = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
-        # Weak: a checkpoint of frozen layers saves its input and drops it at once.
+        # Weak, because a checkpoint of frozen layers saves its input and drops it immediately.
         self._saved: list[ref[_Saved]] = []
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda saved: saved.tensor)
 
@@ -44,7 +43,7 @@ class SavedTensorBytes:
         return saved
 
     def bytes(self, part: str | None = None) -> int:
-        """Return the number of bytes saved by one part, or by all of them."""
+        """Return the number of bytes saved by one part, or by all parts."""
         sizes: dict[int, tuple[str, int]] = {}
         for saved in filter(None, (saved() for saved in self._saved)):
             storage = saved.tensor.untyped_storage()

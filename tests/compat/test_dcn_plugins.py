@@ -19,8 +19,8 @@ except Exception as error:  # noqa: BLE001 - mmdet asserts versions, and its dep
 from fixtures.dcn_plugins import FILE, NARROW, fill
 
 from resnet_backbone import BasicBlock, Bottleneck, ResNet
-from resnet_backbone.layers import SELayer
 from resnet_backbone.layers.deform import DeformConv2dPack, ModulatedDeformConv2dPack
+from resnet_backbone.layers.se import SELayer
 
 ROWS = json.loads(FILE.read_text())
 PAIRS = [(DeformConv2dPack, mmcv.ops.DeformConv2dPack), (ModulatedDeformConv2dPack, mmcv.ops.ModulatedDeformConv2dPack)]

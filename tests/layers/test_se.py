@@ -5,7 +5,7 @@ from mmengine.registry import MODELS
 
 from resnet_backbone import ResNet, build_plugin_layer
 from resnet_backbone.errors import ArgumentError
-from resnet_backbone.layers import SELayer
+from resnet_backbone.layers.se import SELayer
 
 
 def test_matches_the_formula():

@@ -10,8 +10,8 @@ from mmengine.registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, WEIGHT_INITIALI
 from mmengine.registry import MODELS as ROOT
 
 from ...errors import explain_missing_torchvision
-from ...layers import SELayer
 from ...layers.dcn_types import OWN_TYPES, has_compiled_mmcv, register_deform_convs
+from ...layers.se import SELayer
 from .hooks import FreezeHook
 from .optim import DefaultOptimWrapperConstructor, LayerDecayOptimWrapperConstructor
 from .pretrained import PretrainedInit

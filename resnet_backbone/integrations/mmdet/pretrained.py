@@ -7,10 +7,8 @@ of the named weights, whose server is gone.
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
-from mmengine.logging import print_log
 from mmengine.model.weight_init import PretrainedInit as MMEnginePretrainedInit
 from mmengine.model.weight_init import update_init_info
 from torch import nn
@@ -20,6 +18,7 @@ from ...resnet import ResNet
 from ...weights.load import load_pretrained
 from ...weights.match import InputChannels
 from ...weights.zoo import is_named
+from .registry import log
 
 __all__ = ["PretrainedInit"]
 
@@ -66,6 +65,6 @@ class PretrainedInit(MMEnginePretrainedInit):
         report = load_pretrained(
             module, self.checkpoint, prefix=self.prefix, map_location=self.map_location, **self.options
         )
-        print_log(f"resnet_backbone: loaded {report.summary()}", logger="current", level=logging.INFO)
+        log(f"loaded {report.summary()}")
         if hasattr(module, "_params_init_info"):
             update_init_info(module, init_info=self._get_init_info())  # type: ignore[no-untyped-call]

@@ -23,8 +23,8 @@ from torch import nn
 from ...blocks import BasicBlock, Bottleneck
 from ...detectors import DetectoRS_ResNet, DetectoRS_ResNeXt
 from ...errors import ArgumentTypeError, UnknownNameError, did_you_mean
-from ...layers import SELayer
 from ...layers.dcn_types import OWN_TYPES
+from ...layers.se import SELayer
 from ...multi_scale import MultiScaleResNet1d
 from ...regnet import RegNet
 from ...res2net import Res2Net
