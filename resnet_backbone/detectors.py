@@ -254,13 +254,8 @@ def _check_init_cfg(pretrained: Any, init_cfg: Any) -> None:
         raise ArgumentError(f"pretrained={pretrained!r} and init_cfg={init_cfg!r} cannot both be given")
     if init_cfg is None:
         return
-    if not isinstance(init_cfg, Mapping):
-        raise ArgumentTypeError(f"init_cfg must be a dict, got {init_cfg!r}")
-    if "type" not in init_cfg:
-        raise UnknownNameError(f"init_cfg must have a 'type', got {dict(init_cfg)!r}")
-    if init_cfg["type"] != "Pretrained":
-        raise ArgumentError(f"init_cfg must be of type 'Pretrained' for DetectoRS, got {dict(init_cfg)!r}")
-    if not isinstance(init_cfg.get("checkpoint"), (str, PathLike, NoneType)):
-        raise ArgumentTypeError(
-            f"init_cfg's checkpoint must be a path, a URL, torchvision://..., got {dict(init_cfg)!r}"
-        )
+    if isinstance(init_cfg, Mapping) and "type" not in init_cfg:
+        raise UnknownNameError(f"init_cfg must have a 'type', got {init_cfg!r}")
+    is_pretrained = isinstance(init_cfg, Mapping) and init_cfg["type"] == "Pretrained"
+    if not is_pretrained or not isinstance(init_cfg.get("checkpoint"), (str, PathLike, NoneType)):
+        raise ArgumentTypeError(f"init_cfg must be dict(type='Pretrained', checkpoint=...), got {init_cfg!r}")

@@ -207,7 +207,7 @@ class MultiScaleResNet1d(ResNet):
             stem_channels,
             base_channels,
             num_stages,
-            strides=_default_strides(padding, count) if strides is None else strides,
+            strides=(2 if padding == "reference" else 1, *[2] * (count - 1)) if strides is None else strides,
             dilations=(1,) * count if dilations is None else dilations,
             out_indices=out_indices,
             conv_cfg=conv_cfg,
@@ -335,10 +335,6 @@ class MultiScaleResNet1d(ResNet):
 
 # ResNet's blocks, and the ones built for them.
 _BLOCKS: dict[type[nn.Module], type[nn.Module]] = {BasicBlock: BasicBlock1d, Bottleneck: Bottleneck1d}
-
-
-def _default_strides(padding: str, num_stages: int) -> tuple[int, ...]:
-    return tuple(2 if padding == "reference" or index > 0 else 1 for index in range(num_stages))
 
 
 def _check_kernel_sizes(kernel_sizes: Any, smallest: int) -> None:

@@ -92,7 +92,7 @@ def with_fpn(
     check_channels("out_channels", out_channels)
     with explain_missing_torchvision("with_fpn"):
         from torchvision.ops import FeaturePyramidNetwork
-        from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
+        from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
     if extra_blocks is None:
         extra_blocks = LastLevelMaxPool()
     if not isinstance(extra_blocks, ExtraFPNBlock):
@@ -100,7 +100,8 @@ def with_fpn(
             f"extra_blocks must be an ExtraFPNBlock, such as LastLevelP6P7({in_channels[-1]}, {out_channels}) of "
             f"torchvision.ops.feature_pyramid_network, got {extra_blocks!r}"
         )
-    _check_p6p7(extra_blocks, in_channels[-1], out_channels)
+    if isinstance(extra_blocks, LastLevelP6P7):
+        _check_p6p7(extra_blocks, in_channels[-1], out_channels)
     if norm_layer is not None and not callable(norm_layer):
         raise ArgumentTypeError(f"norm_layer must be callable, such as torch.nn.BatchNorm2d, got {norm_layer!r}")
     fpn = FeaturePyramidNetwork(in_channels, out_channels, extra_blocks, norm_layer)
@@ -126,10 +127,6 @@ def _channels_of_levels(backbone: Any) -> list[int]:
 
 def _check_p6p7(extra_blocks: Any, last_channels: int, out_channels: int) -> None:
     """Check the channels of a ``LastLevelP6P7``, which would otherwise fail in the first forward."""
-    from torchvision.ops.feature_pyramid_network import LastLevelP6P7
-
-    if not isinstance(extra_blocks, LastLevelP6P7):
-        return
     given = (extra_blocks.p6.in_channels, extra_blocks.p6.out_channels)
     if given[0] not in (last_channels, out_channels) or given[1] != out_channels:
         raise ArgumentError(

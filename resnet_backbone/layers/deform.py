@@ -121,8 +121,8 @@ class DeformConv2dPack(_DeformConvPack):
         out_channels: Number of output channels.
         kernel_size: Size of the kernel.
         stride: Stride.
-        padding: Zeros added on each side.
-        dilation: Distance between the kernel's points.
+        padding: Zero padding on each side.
+        dilation: Dilation.
         groups: Number of groups of the convolution.
         deform_groups: Number of groups of input channels with separate offsets.
         bias: Must be false.
@@ -166,13 +166,10 @@ class DeformConv2dPack(_DeformConvPack):
         nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Sample the input where ``conv_offset`` says, and convolve.
+        """Compute features of shape ``(N, out_channels, H_out, W_out)``.
 
         Args:
             x: Features of shape ``(N, in_channels, H, W)``.
-
-        Returns:
-            Features of the shape that an ordinary convolution would return.
         """
         return self._convolve(x, self.conv_offset(x))
 
@@ -187,8 +184,8 @@ class ModulatedDeformConv2dPack(_DeformConvPack):
         out_channels: Number of output channels.
         kernel_size: Size of the kernel.
         stride: Stride.
-        padding: Zeros added on each side.
-        dilation: Distance between the kernel's points.
+        padding: Zero padding on each side.
+        dilation: Dilation.
         groups: Number of groups of the convolution.
         deform_groups: Number of groups of input channels with separate offsets and masks.
         bias: Whether to add a bias to the output.
@@ -215,13 +212,10 @@ class ModulatedDeformConv2dPack(_DeformConvPack):
         super().init_weights()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Sample the input where ``conv_offset`` says, weight the samples, and convolve.
+        """Compute features of shape ``(N, out_channels, H_out, W_out)``.
 
         Args:
             x: Features of shape ``(N, in_channels, H, W)``.
-
-        Returns:
-            Features of the shape that an ordinary convolution would return.
         """
         # Two thirds are (y, x) offsets in turn, as for 'DCN'; the last third are the weights.
         points = self.deform_groups * math.prod(self.kernel_size)

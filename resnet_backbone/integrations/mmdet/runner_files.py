@@ -22,17 +22,11 @@ from ...weights.rebuild import WEIGHTS, Builder, Vocabulary
 
 __all__ = ["read_runner_files"]
 
-Loader = Callable[..., Any]
-
 
 def read_runner_files() -> None:
     """Make mmengine's checkpoint loader read the Runner's local files on torch >= 2.6."""
-    theirs: Loader = CheckpointLoader._schemes[""]
-    if theirs.__module__ != __name__:
-        CheckpointLoader.register_scheme("", _after(theirs), force=True)
+    theirs: Callable[..., Any] = CheckpointLoader._schemes[""]
 
-
-def _after(theirs: Loader) -> Loader:
     # mmengine logs the end of this function's name as the kind of storage.
     def load_from_local(filename: str, map_location: Any = None) -> Any:
         try:
@@ -40,7 +34,8 @@ def _after(theirs: Loader) -> Loader:
         except pickle.UnpicklingError:
             return read_runner_file(Path(filename).expanduser(), map_location)
 
-    return load_from_local
+    if theirs.__module__ != __name__:
+        CheckpointLoader.register_scheme("", load_from_local, force=True)
 
 
 def read_runner_file(path: Path, map_location: Any = None) -> Any:
