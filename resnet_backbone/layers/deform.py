@@ -261,7 +261,8 @@ def deform_conv2d(
         # On the border, where every outer point lies when training starts, mmcv's gradient is zero.
         border = is_on_border(points, (weight.shape[2], weight.shape[3]), stride, padding, dilation)
         points = torch.where(border, points.detach(), points)
-    bias, mask = (None if tensor is None else tensor.to(dtype) for tensor in (bias, mask))
+    bias = None if bias is None else bias.to(dtype)
+    mask = None if mask is None else mask.to(dtype)
     out: Tensor = operator(x.to(dtype), points, weight.to(dtype), bias, stride, padding, dilation, mask)
     # The operator always returns the default memory format.
     if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
