@@ -85,14 +85,9 @@ class Architecture(NamedTuple):
 
 
 def infer_architecture(shapes: Mapping[str, Shape], avg_down: bool | None = None) -> Architecture | None:
-    """Infer an architecture from the shapes of its tensors.
+    """Infer an architecture from the shapes of its tensors by canonical name.
 
-    Args:
-        shapes: Shape of each tensor by canonical name.
-        avg_down: Whether shortcuts average, as far as the names of step 1 tell.
-
-    Returns:
-        The architecture; ``None`` where there is no first block to go by.
+    ``avg_down`` is whether shortcuts average, as far as names tell. ``None`` where there is no first block to go by.
     """
     first = shapes.get("layer1.0.conv1.weight")
     if first is None or len(first) < 3:
@@ -124,27 +119,16 @@ def _count_blocks(shapes: Mapping[str, Shape]) -> tuple[int, ...]:
 
 
 def describe_difference(file: Architecture, backbone: Architecture, depth: Any = None) -> str | None:
-    """Say why a file's architecture is not the backbone's.
+    """Say why a file's architecture is not the backbone's, whose argument ``depth`` is given; ``None`` where it is.
 
     Only the stages that both have are compared, so a backbone of fewer stages fits a whole network's file.
-
-    Args:
-        file: The file's architecture.
-        backbone: The backbone's.
-        depth: The backbone's ``depth`` argument, where it has one.
-
-    Returns:
-        A sentence; ``None`` where the two agree.
     """
     shared = min(len(file.blocks), len(backbone.blocks))
     other_depth = (file.bottleneck, file.blocks[:shared]) != (backbone.bottleneck, backbone.blocks[:shared])
     if other_depth and depth is not None:
         return f"this file is a {file.name}; the config says depth={depth}"
-    if other_depth or (file.groups, file.width, file.base_channels) != (
-        backbone.groups,
-        backbone.width,
-        backbone.base_channels,
-    ):
+    theirs, ours = ((one.groups, one.width, one.base_channels) for one in (file, backbone))
+    if other_depth or theirs != ours:
         return f"this file is a {_with_width(file)}; the backbone is a {_with_width(backbone)}"
     if file.deep_stem != backbone.deep_stem:
         kernel = f"{'x'.join(map(str, file.stem_kernel))} " if file.stem_kernel else ""
@@ -154,10 +138,10 @@ def describe_difference(file: Architecture, backbone: Architecture, depth: Any =
         does = "average before they project" if file.avg_down else "stride in their 1x1 convolution"
         return f"this file is a {file.name}: its shortcuts {does}; the config says avg_down={backbone.avg_down}"
     if file.projection != backbone.projection and not file.bottleneck:
-        theirs, ours = ("a", "none") if file.projection else ("no", "one")
+        has, lacks = ("a", "none") if file.projection else ("no", "one")
         return (
-            f"this file is a {file.name} with {theirs} projection in the shortcut of layer1.0; the backbone has "
-            f"{ours}: the argument is projection_shortcut={file.projection}"
+            f"this file is a {file.name} with {has} projection in the shortcut of layer1.0; the backbone has "
+            f"{lacks}: the argument is projection_shortcut={file.projection}"
         )
     return None
 
@@ -189,10 +173,6 @@ _OTHER_NETWORKS: tuple[tuple[tuple[str, ...], str], ...] = (
 
 
 def other_network(keys: Iterable[str]) -> str | None:
-    """Say which network a state dict is of, where that is known and is not one of this package's.
-
-    Args:
-        keys: The keys of the network, without its prefix, or of a whole state dict.
-    """
+    """Say which network keys without prefix, or of a whole state dict, are of, if it is known not to be ours."""
     text = "\n{}\n".format("\n".join(keys))
     return next((what for signs, what in _OTHER_NETWORKS if any(sign in text for sign in signs)), None)

@@ -31,7 +31,7 @@ InputChannels = Literal["repeat", "red", "zeros"] | Mapping[int, "int | str"]
 Shape = tuple[int, ...]
 _COLOURS = ("red", "green", "blue")
 # Other dtypes cannot be computed with.
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _IGNORED = "num_batches_tracked"
 
 
@@ -70,12 +70,7 @@ class Match:
 
 
 def read_network(tensors: Mapping[str, Tensor], found: PrefixMatch) -> SourceNetwork:
-    """Give the tensors of one network canonical names.
-
-    Args:
-        tensors: A state dict, without the names of wrapping modules in its keys.
-        found: The network in it.
-    """
+    """Give the tensors of one network in a state dict, its keys without wrappers' names, canonical names."""
     start = len(found.prefix)
     inside = {key: found.scheme.rename(key[start:]) for key in tensors if key.startswith(found.prefix)}
     shapes = {name: tuple(tensors[key].shape) for key, name in inside.items()}
@@ -119,20 +114,21 @@ def _shapes_of(backbone: nn.Module) -> dict[str, Shape]:
 def check_input_channels(value: Any) -> None:
     """Refuse what ``input_channels`` must not be."""
     if isinstance(value, Mapping):
-        sound = all(
-            is_int(ours)
-            and ours >= 0
-            and (theirs in _COLOURS if isinstance(theirs, str) else is_int(theirs) and theirs >= 0)
+        sound = bool(value) and all(
+            _is_index(ours) and (theirs in _COLOURS if isinstance(theirs, str) else _is_index(theirs))
             for ours, theirs in value.items()
         )
-        if sound and value:
-            return
-    elif isinstance(value, str) and value in ("repeat", "red", "zeros"):
-        return
-    raise ArgumentError(
-        "input_channels must be 'repeat', 'red', 'zeros', or a mapping of the backbone's channels to the file's (an "
-        f"index, 'red', 'green' or 'blue'), got {value!r}"
-    )
+    else:
+        sound = isinstance(value, str) and value in ("repeat", "red", "zeros")
+    if not sound:
+        raise ArgumentError(
+            "input_channels must be 'repeat', 'red', 'zeros', or a mapping of the backbone's channels to the file's "
+            f"(an index, 'red', 'green' or 'blue'), got {value!r}"
+        )
+
+
+def _is_index(value: Any) -> bool:
+    return is_int(value) and value >= 0
 
 
 def match_state_dict(
@@ -232,10 +228,10 @@ def _select_channels(
     """Copy the weights of the input channels that are named, and leave those of the others zero."""
     theirs = value.shape[1]
     new = value.new_zeros((value.shape[0], ours, *value.shape[2:]))
-    sources = {own: _channel_index(source, bgr) for own, source in channels.items()}
+    colours = _COLOURS[::-1] if bgr else _COLOURS
+    sources = {own: colours.index(of) if isinstance(of, str) else of for own, of in channels.items()}
     for own, source in sources.items():
-        by_colour = isinstance(channels[own], str)
-        if own >= ours or source >= theirs or (by_colour and theirs != 3):
+        if own >= ours or source >= theirs or (isinstance(channels[own], str) and theirs != 3):
             raise ArgumentError(
                 f"input_channels={dict(channels)!r} does not match: the backbone has {ours} input channels, the file "
                 f"{theirs}"
@@ -248,13 +244,6 @@ def _select_channels(
     return new
 
 
-def _channel_index(source: int | str, bgr: bool) -> int:
-    if isinstance(source, str):
-        index = _COLOURS.index(source)
-        return 2 - index if bgr else index
-    return source
-
-
 def _unfold(
     backbone: nn.Module, ours: Mapping[str, str], tensors: dict[str, Tensor], network: SourceNetwork, result: Match
 ) -> None:
@@ -264,25 +253,24 @@ def _unfold(
     variance ``1 - eps``. Files for inference have it inside the convolution, which then has a bias.
     """
     modules = dict(backbone.named_modules())
-    partners = {_conv_of(common): name for name, common in ours.items() if common.endswith(".running_var")}
     folded = biases = 0
-    for conv, name in partners.items():
-        norm = ours[name].removesuffix(".running_var")
-        bias = tensors.get(f"{conv}.bias")
-        weight = tensors.get(f"{conv}.weight")
-        if weight is None or not weight.dim() >= 3 or weight.dtype not in _FLOATS:
+    for name, common in ours.items():
+        norm = common.removesuffix(".running_var")
+        conv = re.sub(r"norm(\d?)$", r"conv\1", norm)
+        weight, bias = tensors.get(f"{conv}.weight"), tensors.get(f"{conv}.bias")
+        if norm == common or weight is None or weight.dim() < 3 or weight.dtype not in _FLOATS:
             continue
         bare = f"{norm}.weight" not in tensors and bias is not None
         if bare:
             tensors[f"{norm}.weight"] = weight.new_ones(weight.shape[0])
             tensors[f"{norm}.bias"] = torch.zeros_like(tensors[f"{norm}.weight"])
-        if bare or (_is_affine_only(norm, tensors) and _keeps_no_statistics(network, norm)):
+        if bare or (common not in tensors and _is_folded(network, norm)):
             eps = float(getattr(modules[name.removesuffix(".running_var")], "eps", 1e-5))
             tensors[f"{norm}.running_mean"] = torch.zeros_like(tensors[f"{norm}.weight"])
-            tensors[f"{norm}.running_var"] = torch.full_like(tensors[f"{norm}.weight"], 1 - eps, dtype=torch.float32)
+            tensors[common] = torch.full_like(tensors[f"{norm}.weight"], 1 - eps, dtype=torch.float32)
             folded += 1
         mean = tensors.get(f"{norm}.running_mean")
-        if bias is not None and mean is not None and _can_be_subtracted(mean, bias):
+        if bias is not None and mean is not None and mean.shape == bias.shape and {mean.dtype, bias.dtype} <= _FLOATS:
             tensors[f"{norm}.running_mean"] = mean - tensors.pop(f"{conv}.bias")
             biases += 1
     result.folded = folded > 0
@@ -292,21 +280,7 @@ def _unfold(
         result.changes.append(f"the biases of {biases} convolutions moved into the running means of their norm layers")
 
 
-def _can_be_subtracted(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and one.dtype in _FLOATS and other.dtype in _FLOATS
-
-
-def _conv_of(common: str) -> str:
-    """The convolution before a norm layer, by canonical names."""
-    norm = common.removesuffix(".running_var")
-    return re.sub(r"norm(\d?)$", r"conv\1", norm)
-
-
-def _is_affine_only(norm: str, tensors: Mapping[str, Tensor]) -> bool:
-    return f"{norm}.weight" in tensors and f"{norm}.running_var" not in tensors
-
-
-def _keeps_no_statistics(network: SourceNetwork, norm: str) -> bool:
-    """Whether a layer without statistics is a folded batch norm and no group norm, as some names tell."""
+def _is_folded(network: SourceNetwork, norm: str) -> bool:
+    """Whether a norm layer without statistics is a folded batch norm and no group norm, as some names tell."""
     original = network.names.get(f"{norm}.weight", "")
     return network.scheme.name in ("Caffe2", "Paddle, static graph") and "bn" in original
