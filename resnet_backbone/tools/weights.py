@@ -143,7 +143,7 @@ def backbone_for(source: str, config: str | None, depth: int | None, prefix: str
     if depth is not None:
         return build_backbone({"type": "ResNet", "depth": depth})
     resolved, checkpoint = open_checkpoint(source)
-    return _for_network(find_network(checkpoint, prefix, resolved.origin).network, resolved.origin)
+    return _for_network(find_network(checkpoint, prefix, resolved.origin), resolved.origin)
 
 
 def _for_network(network: SourceNetwork, origin: str) -> nn.Module:

@@ -27,7 +27,7 @@ from torch.hub import tqdm  # type: ignore[attr-defined] # its own where tqdm is
 from ..errors import ArgumentError, CheckpointError, CheckpointNotFoundError, DownloadError
 from ..version import __version__
 from .preprocessing import Preprocessing, of_repository
-from .read import INDEX_NAMES, is_index, looks_like_html, shard_names
+from .read import INDEX_NAMES, SINGLE_NAMES, is_index, looks_like_html, shard_names
 
 __all__ = [
     "cache_dir",
@@ -58,13 +58,7 @@ def cache_dir() -> Path:
 
 
 def hash_in_name(name: str) -> str | None:
-    """Return the beginning of the SHA-256 that a file's name carries, as in ``resnet18-f37072fd.pth``.
-
-    A date, as in ``r50_coco-20200130.pth``, is not a hash.
-
-    Args:
-        name: A file's name.
-    """
+    """Return the beginning of the SHA-256 in a file's name, as in ``resnet18-f37072fd.pth``; a date is not one."""
     match = re.search(r"-([0-9a-f]{8,64})\.", name)
     if match is None or re.fullmatch(r"(19|20)\d\d[01]\d[0-3]\d", match[1]):
         return None
@@ -72,17 +66,10 @@ def hash_in_name(name: str) -> str | None:
 
 
 def cached_path(url: str) -> Path:
-    """Return where the file of a URL is kept.
+    """Return where the file of a URL is kept: where torch.hub would, if the file's name holds a hash.
 
-    Args:
-        url: An http or https URL.
-
-    Returns:
-        The path that torch.hub would use where the file's name holds a hash. Other names are shared by different files
-        (detectron2 has several ``R-50.pkl``), so a part of the cached name comes from the URL.
-
-    Raises:
-        ArgumentError: It is not a URL.
+    Other names are shared by different files (detectron2 has several ``R-50.pkl``), so a part of the cached name comes
+    from the URL.
     """
     try:
         name = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name or "checkpoint"
@@ -146,19 +133,20 @@ def fetch(
         locks = final.parent / ".locks"
         locks.mkdir(parents=True, exist_ok=True)
         with FileLock(locks / f"{final.name}.lock"):
-            if not _is_good(final, expected):
-                if sha256 is not None and final.exists() and final.stat().st_size > 0:
-                    raise DownloadError(
-                        f"{final} exists, and its SHA-256 does not begin with sha256={sha256!r}: delete the file, or "
-                        "correct the argument"
-                    )
-                _download(url, final, expected, progress, patient, check)
+            if _is_good(final, expected):
+                return final
+            if sha256 is not None and final.exists() and final.stat().st_size > 0:
+                raise DownloadError(
+                    f"{final} exists, and its SHA-256 does not begin with sha256={sha256!r}: delete the file, or "
+                    "correct the argument"
+                )
+            _download(url, final, expected, progress, patient, check)
+            return final
     except CheckpointError:
         raise
     except OSError as error:
         shown = without_credentials(url)
         raise DownloadError(f"{shown} cannot be stored at {final} ({error.strerror or error})") from error
-    return final
 
 
 def _is_good(path: Path, expected: str | None) -> bool:
@@ -198,19 +186,21 @@ def _download(
 
 
 def _transfer_with_retries(url: str, path: Path, progress: bool, patient: bool) -> None:
-    attempts = ATTEMPTS if patient else 1
-    for attempt in range(1, attempts + 1):
+    attempts, timeout = (ATTEMPTS, TIMEOUT) if patient else (1, IMPATIENT_TIMEOUT)
+    for attempt in range(attempts):
+        if attempt:
+            time.sleep(PAUSE * 2 ** (attempt - 1))
         try:
-            return _transfer(url, path, progress, TIMEOUT if patient else IMPATIENT_TIMEOUT)
+            return _transfer(url, path, progress, timeout)
         except CheckpointError:
             raise
         except (OSError, ValueError, http.client.HTTPException) as error:
             if isinstance(error, OSError) and error.errno in _NO_SPACE:
                 raise
-            if attempt == attempts or not _is_temporary(error):
-                raise DownloadError(f"{without_credentials(url)} cannot be downloaded: {_reason(error)}") from error
-        time.sleep(PAUSE * 2 ** (attempt - 1))
-    return None
+            failure: Exception = error
+            if not _is_temporary(error):
+                break
+    raise DownloadError(f"{without_credentials(url)} cannot be downloaded: {_reason(failure)}") from failure
 
 
 def _reason(error: Exception) -> str:
@@ -266,7 +256,6 @@ def _transfer(url: str, path: Path, progress: bool, timeout: float) -> None:
             raise http.client.HTTPException(f"the connection ended after {file.tell()} of {total} bytes")
 
 
-_USUAL_NAME = "model.safetensors"
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pth.tar", ".pkl")
 
 
@@ -289,19 +278,14 @@ def timm_repository(name: str) -> str:
 
 
 def fetch_from_hub(repository: str, file: str | None) -> tuple[Path, Preprocessing | None]:
-    """Return the local copy of a file on the Hugging Face hub, after downloading it if there is none yet.
+    """Return the local copy of a file on the Hugging Face hub, and the preprocessing that its repository says.
 
     Args:
         repository: ``ORG/REPO``; ``ORG/REPO@REVISION`` for other than the newest version.
         file: The file; ``None`` means the repository's weights.
 
-    Returns:
-        The path, and the preprocessing that the repository says, if it does.
-
     Raises:
-        CheckpointNotFoundError: There is no such repository or file.
-        DownloadError: The file could not be fetched.
-        CheckpointError: huggingface_hub is not installed.
+        CheckpointError: There is no such repository or file, it could not be fetched, or huggingface_hub is missing.
     """
     try:
         from huggingface_hub import errors, hf_hub_download
@@ -315,7 +299,7 @@ def fetch_from_hub(repository: str, file: str | None) -> tuple[Path, Preprocessi
         path = _fetch_file(file, where)
     except errors.LocalEntryNotFoundError as error:
         raise DownloadError(
-            f"{file or _USUAL_NAME} of {repository} cannot be downloaded from the hub: {_brief(error)}"
+            f"{file or SINGLE_NAMES[0]} of {repository} cannot be downloaded from the hub: {_brief(error)}"
         ) from error
     except (errors.RepositoryNotFoundError, errors.EntryNotFoundError) as error:
         raise CheckpointNotFoundError(f"the hub has no {file or 'weights'} in {repository}: {_brief(error)}") from error
@@ -337,7 +321,7 @@ def _fetch_file(file: str | None, where: dict[str, Any]) -> Path:
 
     if file is None:
         try:
-            return Path(hf_hub_download(filename=_USUAL_NAME, **where))
+            return Path(hf_hub_download(filename=SINGLE_NAMES[0], **where))
         except LocalEntryNotFoundError:
             raise
         except EntryNotFoundError:
@@ -351,10 +335,8 @@ def _fetch_file(file: str | None, where: dict[str, Any]) -> Path:
 
 def _choose(repository: str, files: list[str]) -> str:
     """Choose the file that holds a repository's weights."""
-    for name in ("pytorch_model.bin", *INDEX_NAMES):
-        if name in files:
-            return name
-    candidates = [name for name in files if name.endswith(_SUFFIXES)]
+    usual = [name for name in (SINGLE_NAMES[1], *INDEX_NAMES) if name in files]
+    candidates = usual[:1] or [name for name in files if name.endswith(_SUFFIXES)]
     if len(candidates) == 1:
         return candidates[0]
     found = ", ".join(candidates) or "none"

@@ -6,6 +6,7 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from .read import read_checkpoint
 from .report import LoadReport, check_match, check_values, warnings_about
 from .sources import ResolvedSource, resolve
 
-__all__ = ["FoundNetwork", "containers", "find_backbone", "find_network", "load_pretrained", "open_checkpoint"]
+__all__ = ["containers", "find_backbone", "find_network", "load_pretrained", "open_checkpoint"]
 
 # What frameworks call the weights averaged over training (EMA); these are what they evaluate.
 _AVERAGED = ("ema", "ema_model", "model_ema", "state_dict_ema", "model_ema_state_dict", "ema_model_state_dict")
@@ -92,12 +93,12 @@ def load_pretrained(
         resolved, checkpoint = ResolvedSource(None, "the state dict"), source
     else:
         resolved, checkpoint = open_checkpoint(source, sha256, progress, map_location)
-    found = find_network(checkpoint, prefix, resolved.origin, backbone)
-    facts = infer_facts(resolved.preprocessing, resolved.style, resolved.origin, checkpoint, found.network)
+    network = find_network(checkpoint, prefix, resolved.origin, backbone)
+    facts = infer_facts(resolved.preprocessing, resolved.style, resolved.origin, checkpoint, network)
     bgr = facts.preprocessing is not None and not facts.preprocessing.bgr_to_rgb
-    match = match_state_dict(backbone, found.network, input_channels, bgr)
-    report = _report(source, resolved, found, match, facts, backbone)
-    check_match(report, found.network, facts, backbone, strict)
+    match = match_state_dict(backbone, network, input_channels, bgr)
+    report = _report(source, network, match, facts, backbone)
+    check_match(report, network, facts, backbone, strict)
     check_values(report.origin, match.loaded, backbone.state_dict())
     _copy(backbone, match.loaded)
     for warning in report.warnings:
@@ -139,22 +140,20 @@ def _check_arguments(backbone: Any, source: Any, prefix: Any, sha256: Any) -> No
 
 def _report(
     source: str | os.PathLike[str] | Mapping[str, Any],
-    resolved: ResolvedSource,
-    found: FoundNetwork,
+    network: SourceNetwork,
     match: Match,
     facts: WeightFacts,
     backbone: nn.Module,
 ) -> LoadReport:
-    network = found.network
-    outside = [key for key in found.keys if not key.startswith(network.prefix)]
+    outside = [key for key in network.keys if not key.startswith(network.prefix)]
     return LoadReport(
-        source=resolved.origin if isinstance(source, Mapping) else os.fsdecode(source),
-        origin=resolved.origin,
-        format=source_name(PrefixMatch(network.prefix, network.scheme), found.keys),
+        source=facts.origin if isinstance(source, Mapping) else os.fsdecode(source),
+        origin=facts.origin,
+        format=source_name(PrefixMatch(network.prefix, network.scheme), network.keys),
         network=network.architecture.name if network.architecture else "network",
         prefix=network.prefix,
-        container=found.container,
-        averaged=found.averaged,
+        container=network.container,
+        averaged=network.averaged,
         loaded=tuple(match.loaded),
         renamed=match.renamed,
         unused=tuple(match.unused + outside),
@@ -186,22 +185,6 @@ def _copy(backbone: nn.Module, loaded: Mapping[str, Tensor]) -> None:
             for name, value in before.items():
                 state[name].copy_(value)
         raise
-
-
-class FoundNetwork(NamedTuple):
-    """A network and its place in a checkpoint.
-
-    Attributes:
-        container: The keys that lead to its state dict, joined by dots.
-        network: The network.
-        keys: All keys of its state dict.
-        averaged: Whether it holds weights averaged over training, as their place says.
-    """
-
-    container: str
-    network: SourceNetwork
-    keys: list[str]
-    averaged: bool
 
 
 class _Place(NamedTuple):
@@ -242,14 +225,9 @@ def open_checkpoint(
 
 
 def containers(checkpoint: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Find the state dicts in a checkpoint.
+    """Yield each dict in a checkpoint that holds tensors or arrays, and the keys that lead to it, joined by dots.
 
-    Args:
-        checkpoint: What ``read_file`` returned.
-
-    Yields:
-        For each dict that holds tensors or arrays, at any depth: the keys that lead to it, joined by dots, and its
-        tensors. Keys that could not be shown are escaped. Optimizer states are left out.
+    Keys that could not be shown are escaped. Optimizer states are left out.
     """
     yield from _containers(checkpoint, "", 0, set())
 
@@ -281,14 +259,10 @@ def _tensor(value: Any) -> Tensor | None:
     return None
 
 
-def find_network(checkpoint: Any, prefix: str | None, origin: str, backbone: nn.Module | None = None) -> FoundNetwork:
-    """Find the network that a checkpoint is about.
+def find_network(checkpoint: Any, prefix: str | None, origin: str, backbone: nn.Module | None = None) -> SourceNetwork:
+    """Find the network that a checkpoint is about: of several the one that matches the backbone best.
 
-    Args:
-        checkpoint: What was read.
-        prefix: What precedes the network's names; ``None`` finds it.
-        origin: The checkpoint's path or URL, for messages.
-        backbone: The backbone to find it for; of several networks the one that matches it best is taken.
+    ``prefix`` precedes the network's names, and ``None`` finds it; ``origin`` is the checkpoint's place, for messages.
 
     Raises:
         CheckpointError: There is none, or there are several and nothing tells which is meant.
@@ -318,7 +292,7 @@ def find_network(checkpoint: Any, prefix: str | None, origin: str, backbone: nn.
     other = other_network(key.removeprefix(network.prefix) for key in place.state)
     if other is not None:
         raise MismatchError(f"{origin} does not match: it holds {other}")
-    return FoundNetwork(place.container, network, list(place.state), place.is_averaged)
+    return replace(network, container=place.container, keys=tuple(place.state), averaged=place.is_averaged)
 
 
 def _with_prefix(places: list[_Place], prefix: str | None) -> list[_Place]:

@@ -45,6 +45,9 @@ class SourceNetwork:
         tensors: Its tensors by canonical name.
         names: The file's own name of each, by canonical name.
         architecture: Its architecture; ``None`` where its shapes do not tell.
+        container: The keys that lead to its state dict in the file, joined by dots.
+        keys: All keys of that state dict.
+        averaged: Whether it holds weights averaged over training, as its place says.
     """
 
     prefix: str
@@ -52,6 +55,9 @@ class SourceNetwork:
     tensors: dict[str, Tensor]
     names: dict[str, str]
     architecture: Architecture | None
+    container: str = ""
+    keys: tuple[str, ...] = ()
+    averaged: bool = False
 
 
 @dataclass
@@ -134,13 +140,9 @@ def _is_index(value: Any) -> bool:
 def match_state_dict(
     backbone: nn.Module, network: SourceNetwork, input_channels: InputChannels = "repeat", bgr: bool = False
 ) -> Match:
-    """Match a file's network with a backbone's state dict.
+    """Match a file's network with a backbone, which is not changed.
 
-    Args:
-        backbone: The backbone; it is not changed.
-        network: The network in the file.
-        input_channels: See ``load_pretrained``.
-        bgr: Whether the file's input channels are blue, green and red, in this order.
+    ``bgr`` is whether the file's input channels are blue, green and red, in this order.
     """
     result = Match()
     ours = canonical_names_of(backbone)

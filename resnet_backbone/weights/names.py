@@ -120,14 +120,7 @@ def _numbers(pattern: str, names: Iterable[str]) -> set[int]:
 
 
 def module_names(shapes: Mapping[str, Shape]) -> tuple[dict[str, str], dict[str, Shape]]:
-    """Translate the names of a module's own state dict, wrappers' names removed.
-
-    Args:
-        shapes: Shape of each tensor by its name.
-
-    Returns:
-        The canonical name of each tensor, and the shapes by the names of step 1.
-    """
+    """Return the canonical name of each tensor of a module's own state dict, and the shapes by the names of step 1."""
     renamed = {name: _torchvision_name(strip_wrappers(name)) for name in shapes}
     step1 = {renamed[name]: shape for name, shape in shapes.items()}
     names = canonical_names(step1)
@@ -353,12 +346,7 @@ _SIGNS = {
 
 
 def source_name(match: PrefixMatch, keys: Iterable[str]) -> str:
-    """Return who names parameters as a file does.
-
-    Args:
-        match: The network found.
-        keys: All keys of its state dict.
-    """
+    """Return who names parameters as a state dict of such keys, with the network found in it, does."""
     if match.scheme.name != "torchvision":
         return match.scheme.name
     keys = set(keys)

@@ -81,15 +81,7 @@ class WeightFacts(NamedTuple):
 def infer_facts(
     known: Preprocessing | None, style: str | None, origin: str, checkpoint: Any, network: SourceNetwork
 ) -> WeightFacts:
-    """Gather what the source, the file and its names say of weights.
-
-    Args:
-        known: The preprocessing that the source says.
-        style: The style that the source says.
-        origin: The checkpoint's path or URL.
-        checkpoint: What was read.
-        network: The network in it.
-    """
+    """Gather what the source (``known`` and ``style``), the file and its names say of weights, in this order."""
     meta = metadata_of(checkpoint)
     config, backbone_cfg = _read_config(meta)
     provenance = meta.get("resnet_backbone")

@@ -85,17 +85,9 @@ def is_index(name: str) -> bool:
 
 
 def read_checkpoint(path: Path, map_location: Any = "cpu") -> Any:
-    """Read a checkpoint: a file, a folder with one, or the index of a sharded one.
+    """Read a checkpoint as ``read_file`` does: a file, a folder with one, or the index of a sharded one.
 
-    Args:
-        path: The file or folder.
-        map_location: Where the tensors go, as in ``torch.load``.
-
-    Returns:
-        What was saved; of a sharded checkpoint all tensors of all shards, as one dict.
-
-    Raises:
-        CheckpointError: It cannot be read; see ``read_file``.
+    Of a sharded checkpoint all tensors of all shards are returned, as one dict.
     """
     if path.is_dir():
         path = _find_in_folder(path)
@@ -111,14 +103,7 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> Any:
 
 
 def _find_in_folder(folder: Path) -> Path:
-    """Return the checkpoint in a folder.
-
-    Args:
-        folder: A folder as Hugging Face's libraries write it.
-
-    Raises:
-        CheckpointError: It holds none, or one of torch.distributed.checkpoint.
-    """
+    """Return the checkpoint in a folder, as Hugging Face's libraries write it."""
     if (folder / ".metadata").exists():
         raise CheckpointError(
             f"{folder} is a distributed checkpoint (torch.distributed.checkpoint): make a file of it with python -m "
@@ -131,39 +116,23 @@ def _find_in_folder(folder: Path) -> Path:
 
 
 def shard_names(index: Path) -> list[str]:
-    """Return the names of the files that the index of a sharded checkpoint lists, which lie beside it.
-
-    Args:
-        index: The index.
-
-    Raises:
-        CheckpointError: It is not such an index, or lists files elsewhere.
-    """
+    """Return the names of the files that the index of a sharded checkpoint lists; refuse those not beside it."""
     try:
         with open_regular_file(index) as file:
             text = file.read(_MAX_INDEX_BYTES + 1)
         if len(text) > _MAX_INDEX_BYTES:
             raise CheckpointError(f"{index} is too large for an index")
-        content = json.loads(text)
-        names = sorted(set(content["weight_map"].values()))
+        names = sorted(set(json.loads(text)["weight_map"].values()))
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is not the index of a sharded checkpoint ({type(error).__name__})") from error
     for name in names:
-        if not isinstance(name, str) or not name or name in (".", "..") or Path(name).name != name or "\\" in name:
+        if not isinstance(name, str) or name in ("", "..") or Path(name).name != name or "\\" in name:
             raise CheckpointError(f"{index} lists {name!r}, which is not a file beside it")
     return names
 
 
 def open_regular_file(path: Path) -> IO[bytes]:
-    """Open a file for reading, and nothing else that a path can lead to: a pipe would block, a device could act.
-
-    Args:
-        path: The file.
-
-    Raises:
-        CheckpointNotFoundError: There is no such file.
-        CheckpointError: It is a directory, pipe, socket or device, or cannot be read.
-    """
+    """Open a file for reading, and nothing else that a path can lead to: a pipe would block, a device could act."""
     shown = printable(str(path), 4096)
     try:
         kind = os.stat(path)
@@ -205,19 +174,14 @@ def _placer(map_location: Any) -> _Place:
             moved = map_location(storage, location) if callable(map_location) else None
             return cast("torch.UntypedStorage", restore(storage, location) if moved is None else moved)
         except Exception as error:
-            raise _unusable(map_location, error) from error
+            shown = str(map_location) if isinstance(map_location, torch.device) else map_location
+            reason = printable(str(error), 500)
+            raise ArgumentError(f"map_location={shown!r} cannot be used here: {reason}") from error
 
     if isinstance(map_location, (str, torch.device)):
-        try:
-            torch.empty(0, device=map_location)
-        except Exception as error:
-            raise _unusable(map_location, error) from error
+        # A device that is not there is the argument's fault, whatever is wrong with the file.
+        place(torch.empty(0, dtype=torch.uint8).untyped_storage(), "cpu")
     return place
-
-
-def _unusable(map_location: Any, error: Exception) -> ArgumentError:
-    shown = str(map_location) if isinstance(map_location, torch.device) else map_location
-    return ArgumentError(f"map_location={shown!r} cannot be used here: {printable(str(error), 500)}")
 
 
 class _Reader:

@@ -26,9 +26,6 @@ class Inert(dict[Any, Any]):
     """Takes the place of an object whose class is not imported, or of a name that is not called.
 
     A dict, because the configs that it mostly stands for are dicts: what the file says of their items is kept.
-
-    Attributes:
-        name: The name of the class or function.
     """
 
     def __init__(self, name: str) -> None:
@@ -370,13 +367,10 @@ def _bytes(builder: Builder, _: Any, data: Any = b"", encoding: Any = "latin1") 
     return data.encode(encoding) if isinstance(data, str) else bytes(data)
 
 
-def _container(kind: Callable[[], Any]) -> Callable[..., Any]:
-    def make(_: Builder, state: Any) -> Any:
-        if state is not None:
-            raise UnsafeCheckpointError("changes a container")
-        return kind()
-
-    return make
+def _container(kind: Callable[[], Any], state: Any) -> Any:
+    if state is not None:
+        raise UnsafeCheckpointError("changes a container")
+    return kind()
 
 
 def _set(builder: Builder, _: Any, items: Any = ()) -> Any:
@@ -450,13 +444,13 @@ WEIGHTS = Vocabulary(
         "collections.OrderedDict": _ordered_dict,
         "collections.defaultdict": _defaultdict,
         "copyreg._reconstructor": _reconstructed,
-        "dict": _container(dict),
-        "list": _container(list),
+        "dict": lambda _, state: _container(dict, state),
+        "list": lambda _, state: _container(list, state),
         "numpy.core.multiarray._reconstruct": _array,
         "numpy.core.multiarray.scalar": _scalar,
         "numpy.core.numeric._frombuffer": _array_of_buffer,
         "numpy.dtype": _dtype,
-        "set": _container(set),
+        "set": lambda _, state: _container(set, state),
         "torch.Size": lambda builder, state, sizes: torch.Size(_sizes(sizes)),
         "torch._tensor._rebuild_from_type_v2": _tensor_of_type,
         "torch._utils._rebuild_parameter": _parameter,

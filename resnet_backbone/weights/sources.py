@@ -68,13 +68,7 @@ class _Options(NamedTuple):
 def resolve(
     source: str | os.PathLike[str], sha256: str | None = None, progress: bool = True, map_location: Any = "cpu"
 ) -> ResolvedSource:
-    """Get hold of a checkpoint.
-
-    Args:
-        source: See the module's description.
-        sha256: The file's SHA-256, or its first 8 digits or more.
-        progress: Whether to show a progress bar while downloading.
-        map_location: Passed on to mmengine's loaders, for sources that are theirs.
+    """Get hold of a checkpoint; the arguments are those of ``load_pretrained``.
 
     Raises:
         CheckpointNotFoundError: A path without a file, or a name whose weights are no longer available.
@@ -101,12 +95,14 @@ def resolve(
         raise ArgumentError(f"source {text!r} has an unknown scheme; known: {', '.join(f'{s}://' for s in _SCHEMES)}")
     else:
         resolved = _local(text)
-    if sha256 is not None and resolved.path is not None:
+    if resolved.path is not None:
         _check_hash(resolved.path, sha256)
     return resolved
 
 
-def _check_hash(path: Path, sha256: str) -> None:
+def _check_hash(path: Path, sha256: str | None) -> None:
+    if sha256 is None:
+        return
     if os.path.isdir(path) or is_index(path.name):
         raise ArgumentError(f"sha256 is for one file, and {path} is several: got sha256={sha256!r}")
     # What is not a regular file, or does not exist, is refused when it is read.
@@ -138,8 +134,7 @@ def _by_mmengine(text: str, loader: Callable[..., Any], options: _Options) -> Re
             raise CheckpointError(f"{without_credentials(text)} needs a package that is missing: {error}") from error
         except Exception as error:  # each client has errors of its own
             raise DownloadError(f"{without_credentials(text)} cannot be downloaded: {error}") from error
-        if options.sha256 is not None:
-            _check_hash(path, options.sha256)
+        _check_hash(path, options.sha256)
         return ResolvedSource(None, origin, content=read_file(path, options.map_location))
 
 
@@ -164,9 +159,8 @@ def _local(text: str) -> ResolvedSource:
     # Unlike Path.expanduser, this one leaves ~nosuchuser as it is.
     path = Path(os.path.expanduser(text))
     entry = zoo.by_file(path.name)
-    if entry is not None:
-        return ResolvedSource(path, str(path), entry.preprocessing, entry.style)
-    return ResolvedSource(path, str(path), _of_folder(path))
+    preprocessing, style = (entry.preprocessing, entry.style) if entry is not None else (_of_folder(path), None)
+    return ResolvedSource(path, str(path), preprocessing, style)
 
 
 _MAX_CONFIG_BYTES = 1_000_000
@@ -195,8 +189,7 @@ def _url(url: str, options: _Options) -> ResolvedSource:
     entry = zoo.by_url(url)
     if entry is not None:
         return _named(entry, url, options)
-    known = zoo.by_source(url)
-    preprocessing, style = known if known is not None else (None, None)
+    preprocessing, style = zoo.by_source(url) or (None, None)
     return ResolvedSource(_download(url, options), without_credentials(url), preprocessing, style)
 
 
@@ -223,12 +216,7 @@ def _detectron2(name: str, options: _Options) -> ResolvedSource:
 
 
 def _torchvision(name: str, options: _Options) -> ResolvedSource:
-    url = _torchvision_url(name)
-    return ResolvedSource(_download(url, options), url, IMAGENET_RGB, "pytorch")
-
-
-def _torchvision_url(name: str) -> str:
-    """Find the URL of ``resnet50``, ``resnet50.imagenet1k_v2`` or ``ResNet50_Weights.IMAGENET1K_V2``."""
+    """Get ``resnet50``, ``resnet50.imagenet1k_v2`` or ``ResNet50_Weights.IMAGENET1K_V2``."""
     try:
         from torchvision.models import get_model_weights, list_models
     except ImportError as error:
@@ -244,7 +232,8 @@ def _torchvision_url(name: str) -> str:
         raise UnknownNameError(
             f"torchvision has no weights {version!r} for {model!r}; it has {', '.join(weights.__members__)}"
         )
-    return str(weights[version].url)
+    url = str(weights[version].url)
+    return ResolvedSource(_download(url, options), url, IMAGENET_RGB, "pytorch")
 
 
 def _timm(name: str, options: _Options) -> ResolvedSource:
