@@ -42,37 +42,17 @@ def table_text() -> str:
 
 
 def show_report(source: str, config: str | None, depth: int | None, prefix: str | None, strict: bool = True) -> str:
-    """Say how a checkpoint would load, without changing anything.
-
-    Args:
-        source: The checkpoint.
-        config: A config file with a backbone to try it on.
-        depth: The depth of a ResNet to try it on; without either, the network that the file holds.
-        prefix: What precedes the network's names in the file.
-        strict: Whether to refuse what does not match.
-
-    Raises:
-        ArgumentError: It would not load.
-    """
+    """Say how a checkpoint would load into the backbone of ``backbone_for``; raise if it would not."""
     backbone = backbone_for(source, config, depth, prefix)
     return str(load_pretrained(backbone, source, prefix=prefix, strict=strict))
 
 
 def convert(source: str, out: str, config: str | None, depth: int | None, prefix: str | None) -> str:
-    """Write a checkpoint in mmdet's names.
-
-    Args:
-        source: The checkpoint.
-        out: The file to write, ``.safetensors`` or ``.pth``.
-        config: A config file with the backbone that it is for.
-        depth: The depth of the ResNet that it is for; without either, the network that the file holds.
-        prefix: What precedes the network's names in the file.
-
-    Returns:
-        What was done.
+    """Write a checkpoint in mmdet's names to the file ``out``, ``.safetensors`` or ``.pth``, and say what was done.
 
     Raises:
-        ArgumentError: It would not load, or ``out`` has another suffix or cannot be written.
+        CheckpointError: The checkpoint would not load into the backbone of ``backbone_for``.
+        ArgumentError: ``out`` has another suffix or cannot be written.
     """
     target = Path(out)
     if target.suffix not in (".safetensors", ".pth"):

@@ -21,7 +21,7 @@ from .match import InputChannels, Match, SourceNetwork, check_input_channels, ma
 from .names import PrefixMatch, find_prefixes, source_name, strip_wrappers
 from .preprocessing import WeightFacts, infer_facts
 from .read import read_checkpoint
-from .report import LoadReport, check_match, check_values, warnings_about
+from .report import LoadReport, check_match, check_values, listed, warnings_about
 from .sources import ResolvedSource, resolve
 
 __all__ = ["containers", "find_backbone", "find_network", "load_pretrained", "open_checkpoint"]
@@ -284,9 +284,9 @@ def find_network(checkpoint: Any, prefix: str | None, origin: str, backbone: nn.
         found = _best([(place, read_network(place.state, place.match)) for place in places], backbone)
         places = [place for place, _ in found]
     if len(places) > 1:
-        listed = _listed(list(map(str, places)))
+        names = listed((repr(str(place)) for place in places), most=10)
         raise CheckpointError(
-            f"{origin} holds {len(places)} networks, under the prefixes {listed}: say which, as prefix="
+            f"{origin} holds {len(places)} networks, under the prefixes {names}: say which, as prefix="
         )
     place, network = found[0]
     other = other_network(key.removeprefix(network.prefix) for key in place.state)
@@ -310,18 +310,13 @@ def _nothing_found(keys: list[str], prefix: str | None) -> str:
     if prefix is not None:
         others = sorted({match.prefix for match in find_prefixes(keys)})
         return f"has no ResNet under prefix={prefix!r}" + (
-            f"; it has networks under {_listed(others)}" if others else ""
+            f"; it has networks under {listed(map(repr, others), most=10)}" if others else ""
         )
     other = other_network(keys)
     if other is not None:
         return f"holds {other}"
     some = ", ".join(keys[:4])
     return f"holds no ResNet under any names that are known here: its {len(keys)} keys begin with {some}"
-
-
-def _listed(names: list[str], most: int = 10) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(repr, names[:most])) + more
 
 
 def _best(found: list[tuple[_Place, SourceNetwork]], backbone: nn.Module | None) -> list[tuple[_Place, SourceNetwork]]:

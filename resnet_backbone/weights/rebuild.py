@@ -10,6 +10,7 @@ import collections
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -145,31 +146,25 @@ class _Storage(NamedTuple):
     dtype: torch.dtype
 
 
+@dataclass
 class Builder:
     """Makes values of the records of one pickle.
 
-    Args:
+    Attributes:
         vocabulary: The names that the pickle may use.
         budget: What allocations are counted against.
         read_storage: Returns the bytes of a storage; raises if the file does not have exactly these.
         read_nested: Reads a storage that was pickled by itself, in torch's legacy format.
     """
 
-    def __init__(
-        self,
-        vocabulary: Vocabulary,
-        budget: Budget,
-        read_storage: Callable[[StorageId], torch.UntypedStorage],
-        read_nested: Callable[[Any], Any],
-    ) -> None:
-        self.vocabulary = vocabulary
-        self.budget = budget
-        self.read_storage = read_storage
-        self.read_nested = read_nested
-        # The value and size of each record, by the record's identity; it is held so that this stays its own.
-        self._done: dict[int, tuple[Any, Any, int]] = {}
-        self._depth = 0
-        self._size = 0
+    vocabulary: Vocabulary
+    budget: Budget
+    read_storage: Callable[[StorageId], torch.UntypedStorage]
+    read_nested: Callable[[Any], Any]
+    # The value and size of each record, by the record's identity; it is held so that this stays its own.
+    _done: dict[int, tuple[Any, Any, int]] = field(default_factory=dict)
+    _depth: int = 0
+    _size: int = 0
 
     def build(self, node: Any) -> Any:
         """Return what a record, or a tuple of records, describes."""

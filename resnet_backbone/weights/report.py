@@ -15,7 +15,7 @@ from .architecture import Architecture, describe_difference
 from .match import Match, SourceNetwork, architecture_of, canonical_names_of
 from .preprocessing import Preprocessing, WeightFacts
 
-__all__ = ["LoadReport", "check_match", "check_values", "group", "warnings_about"]
+__all__ = ["LoadReport", "check_match", "check_values", "group", "listed", "warnings_about"]
 
 Shape = tuple[int, ...]
 
@@ -114,6 +114,13 @@ def group(names: Iterable[str]) -> str:
     return f"{total} tensor{'s' * (total != 1)}: {', '.join(listed)}{more}" if total else "nothing"
 
 
+def listed(names: Iterable[str], most: int = 20) -> str:
+    """Join names by commas; of many the first ones, and how many there are besides."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def check_match(
     report: LoadReport, network: SourceNetwork, facts: WeightFacts, backbone: nn.Module, strict: bool
 ) -> None:
@@ -176,12 +183,12 @@ def _problem(report: LoadReport, file: Architecture | None, backbone: nn.Module)
             return difference
     problems = []
     if report.missing:
-        problems.append(f"the file lacks {_listed(report.missing)}")
+        problems.append(f"the file lacks {listed(report.missing)}")
     if report.mismatched:
         shapes = [f"{name} ({theirs} in the file, {ours} in the backbone)" for name, theirs, ours in report.mismatched]
-        problems.append(f"shapes differ: {_listed(shapes)}")
+        problems.append(f"shapes differ: {listed(shapes)}")
     if report.unexpected:
-        problems.append(f"the backbone lacks {_listed(report.unexpected)}")
+        problems.append(f"the backbone lacks {listed(report.unexpected)}")
     return f"{'; '.join(problems)}. strict=False loads the rest" if problems else None
 
 
@@ -195,12 +202,6 @@ def _norm_difference(report: LoadReport, file: Architecture, own: Architecture) 
     if file.running_statistics and not own.running_statistics:
         return "its norm layers are batch norm, with running statistics; the backbone's keep none"
     return None
-
-
-def _listed(names: Iterable[str], most: int = 20) -> str:
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _other_function(facts: WeightFacts, backbone: nn.Module) -> str | None:

@@ -376,6 +376,7 @@ def detectron2(state):
         ({"pixel_mean": np.float32([[123.675], [116.28], [103.53]]), "pixel_std": np.ones((3, 1))}, True, "file"),
         ({"pixel_mean": torch.tensor([103.53, 116.28, 123.675]), "pixel_std": torch.ones(3)}, False, "file"),
         ({"pixel_mean": torch.tensor([127.0, 127.0, 127.0]), "pixel_std": torch.ones(3)}, False, "convention"),
+        ({"pixel_mean": [123.675, 116.28, 103.53], "pixel_std": "1"}, False, "convention"),
     ],
 )
 def test_detectron2_pixel_mean_gives_the_color_order(extra, rgb, basis, state):
