@@ -171,7 +171,7 @@ def _inference(model: Any, conditions: argparse.Namespace) -> Callable[[], Any]:
 
 
 def _print(table: dict[str, Any]) -> None:
-    print(f"\n{table['detector']}, {table['task']}: milliseconds, times as fast, peak megabytes, share of mmdet's")
+    print(f"\n{table['detector']}, {table['task']}: milliseconds, speed-up, peak megabytes, relative to mmdet's")
     baseline = table["results"][BASELINE]
     for row, result in table["results"].items():
         median = statistics.median(result["milliseconds"])
@@ -186,7 +186,7 @@ def _plot(tables: Sequence[dict[str, Any]], conditions: dict[str, Any], file: st
     """Draw time and peak memory of every row, relative to mmdet's."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 0.9 * len(tables) + 1.6), dpi=130, layout="constrained")
+    figure = Figure(figsize=(8.4, 0.9 * len(tables) + 1.4), dpi=150, layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for ax, quantity in zip(axes, ("milliseconds", "peak_bytes")):
         for place, table in enumerate(reversed(tables)):
@@ -200,10 +200,10 @@ def _plot(tables: Sequence[dict[str, Any]], conditions: dict[str, Any], file: st
                 y = place + 0.4 - (index + 0.5) * height
                 ax.barh(y, value / values[BASELINE], height=height, color=COLORS[row], label=row if not place else None)
                 text = f" {value:.0f} ms" if quantity == "milliseconds" else f" {value / 1e6:.0f} MB"
-                ax.text(value / values[BASELINE], y, text, va="center", fontsize=6)
+                ax.text(value / values[BASELINE], y, text, va="center", fontsize=6.5)
         ax.set_yticks(range(len(tables)), [f"{table['detector']}\n{table['task']}" for table in reversed(tables)])
         ax.tick_params(labelsize=8)
-        ax.set_title(f"{'time' if quantity == 'milliseconds' else 'peak memory'}, share of mmdet's", fontsize=9)
+        ax.set_title(f"{'time' if quantity == 'milliseconds' else 'peak memory'} relative to mmdet", fontsize=9)
         ax.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     size = "x".join(map(str, (conditions["batch"], 3, *conditions["size"])))

@@ -131,7 +131,7 @@ def test_saved_bytes():
     assert saved_bytes(model, lambda: model(x)) == 4 * (2 * 3 * 25 + 2 * 4 * 25)
 
 
-def test_flops_are_those_of_the_convolutions():
+def test_flops_count_convolutions():
     macs = 0
 
     def count(conv, _, out):

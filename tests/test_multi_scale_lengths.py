@@ -126,7 +126,7 @@ def test_unequal_lengths_export():
 
 
 @torch.no_grad()
-def test_compiled_deployed_network_takes_lengths():
+def test_compiled_deployed_network_accepts_lengths():
     model = shake(small((1,), kernel_sizes=(3,), num_classes=3)).eval()
     x, lengths = unequal(model.double())
     expected = model(x, lengths)

@@ -23,7 +23,7 @@ from ucr_signals import Accuracy, SignalClassifier, UCRSignals, load_signals  # 
     ("GunPoint", 1, 150, 2, (50, 150)), ("Coffee", 1, 286, 2, (28, 28)), ("PigCVP", 1, 2000, 52, (104, 208)),
     ("BasicMotions", 6, 100, 4, (40, 40)),
 ])  # fmt: skip
-def test_data_sets_are_those_of_the_archive(name, channels, samples, classes, sizes):
+def test_data_sets_match_the_archive(name, channels, samples, classes, sizes):
     for split, size in zip(("train", "test"), sizes):
         signals, labels = load_signals(name, split)
         assert signals.shape == (size, channels, samples)

@@ -29,11 +29,11 @@ def plot_reports(reports: Sequence[Report], file: str) -> None:
     from matplotlib.figure import Figure
 
     rows = [sum(result.median is not None for result in report.results) for report in reports]
-    figure = Figure(figsize=(9, sum(0.36 * count + 1.1 for count in rows) + 0.4), dpi=130, layout="constrained")
+    figure = Figure(figsize=(8, sum(0.36 * count + 1.1 for count in rows) + 0.4), dpi=150, layout="constrained")
     axes = figure.subplots(len(reports), 1, squeeze=False, height_ratios=rows)[:, 0]
     for ax, report in zip(axes, reports):
         _bars(ax, report)
-    axes[-1].set_xlabel(f"milliseconds a step, median ({_environment()})", color=FAINT, fontsize=8)
+    axes[-1].set_xlabel(f"milliseconds per step, median ({_environment()})", color=FAINT, fontsize=8)
     figure.legend(*_key(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     figure.savefig(file)
 
@@ -48,7 +48,7 @@ def _bars(ax: Axes, report: Report) -> None:
         ax.text(values[index] + max(values) * 0.01, index, label, va="center", fontsize=7.5, color=INK)
     ax.axvline(report.ideal_milliseconds, color=INK, linewidth=0.8, linestyle=":")
     ax.text(report.ideal_milliseconds, len(timed) - 0.4, " convolutions at GEMM peak", fontsize=7, color=FAINT)
-    ax.set_xlim(0, max(values) * 1.32)
+    ax.set_xlim(0, max(values) * 1.4)
     ax.set_title(report.title, loc="left", fontsize=10, color=INK, pad=14)
     _plain(ax)
 

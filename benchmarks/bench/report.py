@@ -105,9 +105,9 @@ class Report:
         return (
             f"{machine()['processor']} ({', '.join(_instructions()) or torch.backends.cpu.get_cpu_capability()}), "
             f"{torch.get_num_threads()} threads, torch {torch.__version__}; "
-            f"{self.flops / 1e9:.1f} GFLOP a step, GEMM peak {self.gemm_peak / 1e9:.0f} GFLOP/s "
+            f"{self.flops / 1e9:.1f} GFLOP per step, GEMM peak {self.gemm_peak / 1e9:.0f} GFLOP/s "
             f"({self.ideal_milliseconds:.1f} ms); "
-            f"medians of {self.settings.repeats} interleaved runs. faster, memory: against 'exact'; error: of the "
+            f"medians of {self.settings.repeats} interleaved runs. faster, memory: relative to 'exact'; error: of the "
             f"levels, against 'exact' in fp32"
         )
 

@@ -208,7 +208,7 @@ def test_other_names_give_the_same_features(name):
         ("regnet_x_3_2gf", dict(type="RegNet", arch="regnetx_3.2gf")),
     ],
 )
-def test_shapes_are_those_of_torchvision(name, cfg):
+def test_shapes_match_torchvision(name, cfg):
     # torchvision computes the widths of a RegNet with tensors, which need values.
     with torch.device("cpu" if name.startswith("regnet") else "meta"):
         model = torchvision.models.get_model(name)
