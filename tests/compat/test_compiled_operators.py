@@ -154,5 +154,24 @@ def test_deformable_convolution(geometry, version, offsets):
         assert (mine - theirs).abs().max() <= 1e-6 * theirs.abs().max()
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_modulated_convolution_with_larger_maps(stride):
+    """DyHead and GLIP pass the offsets of one level of the pyramid along with the features of the next."""
+    features, weight = torch.randn(2, 4, 11, 13), torch.randn(6, 2, 3, 3)
+    both = torch.randn(2, 54, 23, 25) * 2
+    offset, mask = both[:, :36], both[:, 36:].sigmoid()
+    module = sys.modules[mmcv.ops.modulated_deform_conv2d.__self__.__module__]
+    results = []
+    for extension in (ours, compiled):
+        inputs = [tensor.clone().requires_grad_() for tensor in (features, offset, mask, weight)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "ext_module", extension)
+            output = mmcv.ops.modulated_deform_conv2d(*inputs, None, stride, 1, 1, 2, 2)
+            results.append((output, *torch.autograd.grad(torch.sin(output).sum(), inputs)))
+    for mine, theirs in zip(*results):
+        assert theirs.any()
+        assert (mine - theirs).abs().max() <= 1e-6 * theirs.abs().max()
+
+
 def test_operator_names_match_mmcv():
     assert set(OPERATORS) <= set(vars(compiled))

@@ -205,6 +205,49 @@ def test_deformable_roi_pool(sampling_ratio):
         torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-6)
 
 
+GEOMETRY = dict(stride_h=1, stride_w=1, pad_h=1, pad_w=1, dilation_h=1, dilation_w=1, group=1, deformable_group=1)
+
+
+def modulated_convolution(features, weight, offset, mask):
+    """Output and gradients of mmcv's modulated deformable convolution."""
+    bias, output, scratch = torch.zeros(2), torch.zeros(2, 2, 5, 4), torch.zeros(0)
+    ext.modulated_deform_conv_forward(
+        features, weight, bias, scratch, offset, mask, output, scratch, with_bias=False, **GEOMETRY
+    )
+    grads = [torch.zeros_like(tensor) for tensor in (features, weight, bias, offset, mask)]
+    grad = torch.cos(output)
+    ext.modulated_deform_conv_backward(
+        features, weight, bias, scratch, offset, mask, scratch, *grads, grad, with_bias=False, **GEOMETRY
+    )
+    return output, *grads[:2], *grads[3:]
+
+
+def test_modulated_convolution_reads_larger_maps_from_their_beginning():
+    """As mmcv does; mmdet's DyHead and GLIP depend on it. ``tests/compat`` compares it with compiled mmcv."""
+    features, weight = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 3, 3)
+    both = torch.randn(2, 27, 7, 6)
+    offset, mask = both[:, :18], both[:, 18:].sigmoid()  # as DyHead does: the offsets are not contiguous
+    read = [maps.flatten(1)[:, : maps.shape[1] * 20].reshape(2, -1, 5, 4) for maps in (offset, mask)]
+    expected = modulated_convolution(features, weight, *read)
+    computed = modulated_convolution(features, weight, offset, mask)
+    for mine, theirs in zip(computed, expected):
+        assert theirs.any()
+        assert torch.equal(mine.flatten(1)[:, : theirs[0].numel()], theirs.flatten(1))
+        assert not mine.flatten(1)[:, theirs[0].numel() :].any()
+
+
+@pytest.mark.parametrize("small", ["offset", "mask"])
+def test_modulated_convolution_refuses_smaller_maps(small):
+    size = {"offset": (5, 4), "mask": (5, 4), small: (4, 4)}
+    with pytest.raises(ValueError, match=rf"{small}.*\(4, 4\)"):
+        modulated_convolution(
+            torch.randn(2, 3, 5, 4),
+            torch.randn(2, 3, 3, 3),
+            torch.randn(2, 18, *size["offset"]),
+            torch.rand(2, 9, *size["mask"]),
+        )
+
+
 def test_missing_operator_is_named_when_called():
     with pytest.raises(NotImplementedError, match=r"'psamask_forward'.*resnet-backbone-build-mmcv"):
         ext.psamask_forward(torch.zeros(1))

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ....layers.deform import is_on_border
 from .precision import at_least_single
@@ -109,14 +110,19 @@ def modulated_deform_conv_forward(
         bias: Bias, shape ``(C_out,)``.
         ones: mmcv's scratch space, not used.
         offset: Shifts (y and x in turn) of the kernel's points,
-            ``(N, deformable_group * 2 * kernel_h * kernel_w, H_out, W_out)``.
-        mask: Weights of the samples, ``(N, deformable_group * kernel_h * kernel_w, H_out, W_out)``.
+            ``(N, deformable_group * 2 * kernel_h * kernel_w, H_out, W_out)``. Larger maps are allowed, as in mmcv:
+            see ``_at_size``.
+        mask: Weights of the samples, ``(N, deformable_group * kernel_h * kernel_w, H_out, W_out)``, or larger.
         output: Receives the result, shape ``(N, C_out, H_out, W_out)``.
         columns: mmcv's scratch space, not used.
         with_bias: Whether ``bias`` is added.
         geometry: ``stride_h``, ``stride_w``, ``pad_h``, ``pad_w``, ``dilation_h``, ``dilation_w``, ``group`` and
             ``deformable_group``; ``kernel_h`` and ``kernel_w`` are not used.
+
+    Raises:
+        ValueError: If ``offset`` or ``mask`` has fewer elements than the output needs.
     """
+    offset, mask = _at_size("offset", offset, output.shape[2:]), _at_size("mask", mask, output.shape[2:])
     output.copy_(_convolve(input, weight, offset, mask, bias if with_bias else None, _modulated(geometry)))
 
 
@@ -138,13 +144,34 @@ def modulated_deform_conv_backward(
     **geometry: int,
 ) -> None:
     """Compute all gradients of ``modulated_deform_conv_forward``, into the ``grad_`` tensors."""
+    size = grad_output.shape[2:]
+    offset, mask = _at_size("offset", offset, size), _at_size("mask", mask, size)
     grads = _backward(grad_output, input, weight, offset, mask, _modulated(geometry))
     grad_input.copy_(grads.input)
     grad_weight.copy_(grads.weight)
-    grad_offset.copy_(grads.offset)
-    grad_mask.copy_(grads.mask)
+    for grad, target in ((grads.offset, grad_offset), (grads.mask, grad_mask)):
+        unread = target.flatten(1).shape[1] - grad.flatten(1).shape[1]
+        target.copy_(F.pad(grad.flatten(1), (0, unread)).view_as(target))
     if with_bias:
         grad_bias.copy_(grad_output.sum(dim=(0, 2, 3)))
+
+
+def _at_size(name: str, maps: Tensor, size: torch.Size) -> Tensor:
+    """Return ``maps`` with the output's height and width.
+
+    mmcv does not check the size of the maps. It reads the memory of each image as if they had the output's size, and
+    ignores what follows. DyHead and GLIP's head rely on this: they pass the maps of one level of the pyramid along
+    with the features of the next, which are half as large.
+    """
+    if maps.shape[2:] == size:
+        return maps
+    values, needed = maps.flatten(1), maps.shape[1] * size.numel()
+    if values.shape[1] < needed:
+        raise ValueError(
+            f"{name} has height and width {tuple(maps.shape[2:])}; the output's are {tuple(size)}, and smaller maps "
+            "are not allowed"
+        )
+    return values[:, :needed].view(*maps.shape[:2], *size)
 
 
 class _Gradients(NamedTuple):
