@@ -1,6 +1,7 @@
-"""Build every config that mmdet ships, and run one of each detector class: ``python -m benchmarks.mmdet_configs``.
+"""Which of mmdet's configs build, and which operators their models call: ``python -m benchmarks.mmdet_configs``.
 
-Runs with mmcv's operators as they are here, compiled or ``resnet_backbone``'s, and prints what does not work, and why.
+With ``--each`` it prints the operators of each config. Neither weights nor images are needed, nor a GPU: the operators
+are read from the code of the classes that a model is made of.
 """
 
 from __future__ import annotations
@@ -8,13 +9,15 @@ from __future__ import annotations
 import argparse
 import collections
 import copy
+import dis
+import itertools
 import json
 import os
-import sys
-import time
-import traceback
+import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -22,68 +25,70 @@ from mmengine.config import Config
 from torch import nn
 
 import resnet_backbone.integrations.mmdet.operators  # noqa: F401 - before mmdet
-from resnet_backbone.integrations.mmdet import extension
+from resnet_backbone.integrations.mmdet.extension import OPERATORS
 
-CALLED: set[str] = set()
-
-
-def watch_operators() -> None:
-    """Record the operators that are called."""
-    stand_in = sys.modules.get("mmcv._ext")
-    if stand_in is None or stand_in.__spec__ is None or stand_in.__spec__.loader is not None:
-        return
-
-    def watched(name: str, operator: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            CALLED.add(name)
-            return operator(*args, **kwargs)
-
-        return call
-
-    for name, operator in extension.OPERATORS.items():
-        setattr(stand_in, name, watched(name, operator))
+# Functions of other packages are not read: none calls mmcv.
+READ = ("mmcv.ops", "mmdet.", "resnet_backbone.")
 
 
-def read_models(folder: Path, only: list[str] | None) -> dict[str, Any]:
-    """Return the ``model`` of every config (of some folders), without downloads."""
+def read_models(only: list[str] | None = None) -> dict[str, Any]:
+    """Return the ``model`` of every config that mmdet ships (in some folders), without what it would download."""
+    import mmdet
+    from mmdet.utils import register_all_modules
+
+    register_all_modules()
+    # Some configs name another by its path in a checkout of mmdet.
+    os.chdir(Path(mmdet.__file__).parent / ".mim")
+    files = {"bert-base-uncased": write_small_bert()}
     models = {}
-    for path in sorted(folder.rglob("*.py")):
-        name = path.relative_to(folder).as_posix()
+    for path in sorted(Path("configs").rglob("*.py")):
+        name = path.relative_to("configs").as_posix()
         if "_base_" in name or (only and name.partition("/")[0] not in only):
             continue
         try:
-            config = Config.fromfile(str(path), import_custom_modules=False)
+            model = Config.fromfile(str(path), import_custom_modules=False).get("model")
         except Exception as error:  # noqa: BLE001 - a config is code
             print(f"not a config here: {name}: {explain(error)}")
             continue
-        model = config.get("model")
-        # Fragments, such as schedules in mmengine's new style, have none.
+        # Fragments, such as schedules in mmengine's new style, have no model.
         if isinstance(model, dict) and "type" in model:
-            models[name] = strip(model)
+            models[name] = without_downloads(model, files)
     return models
 
 
-def strip(node: Any) -> Any:
-    """Remove pretrained checkpoints."""
+def without_downloads(node: Any, files: dict[str, str]) -> Any:
+    """Copy a part of a config without checkpoints to start from, and with files in place of others."""
     if isinstance(node, dict):
-        for key in [key for key, value in node.items() if is_download(key, value)]:
-            node[key] = False if node[key] is True else None
-        for value in node.values():
-            strip(value)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            strip(value)
-    return node
+        return type(node)(
+            {key: None if is_checkpoint(key, value) else without_downloads(value, files) for key, value in node.items()}
+        )
+    if isinstance(node, (list, tuple)):
+        return type(node)([without_downloads(value, files) for value in node])
+    return files.get(node, node) if isinstance(node, str) else node
 
 
-def is_download(key: str, value: Any) -> bool:
+def is_checkpoint(key: str, value: Any) -> bool:
     """Whether a config's entry names a checkpoint."""
     if key == "init_cfg":
         return isinstance(value, dict) and value.get("type") == "Pretrained"
-    return key in ("pretrained", "teacher_ckpt") and bool(value)
+    return key in ("pretrained", "teacher_ckpt", "checkpoint") and bool(value)
 
 
-def build(model: Any, device: str) -> nn.Module:
+def write_small_bert() -> str:
+    """Write the files of a BERT with two layers and random weights; return their folder."""
+    folder = tempfile.mkdtemp()
+    try:
+        from transformers import BertConfig, BertModel, BertTokenizer
+    except ImportError:
+        return folder
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", "person", "bicycle"]
+    Path(folder, "vocab.txt").write_text("\n".join(words))
+    BertTokenizer(str(Path(folder, "vocab.txt"))).save_pretrained(folder)
+    BertModel(BertConfig(vocab_size=len(words), num_hidden_layers=2)).save_pretrained(folder)
+    return folder
+
+
+def build(model: Any, device: str = "cpu") -> nn.Module:
     """Build a model; on 'meta' its weights take neither memory nor time."""
     from mmdet.registry import MODELS
 
@@ -91,136 +96,131 @@ def build(model: Any, device: str) -> nn.Module:
         return MODELS.build(copy.deepcopy(model))  # type: ignore[no-any-return]
 
 
-def build_all(models: dict[str, Any]) -> dict[str, str]:
-    """Build each model; return the reasons of those that cannot be built."""
-    reasons: dict[str, str] = {}
-    known: dict[str, str] = {}
-    for number, (name, model) in enumerate(models.items(), start=1):
-        key = json.dumps(model, sort_keys=True, default=str)
-        if key not in known:
-            known[key] = ""
-            try:
-                build(model, "meta")
-            except Exception:  # noqa: BLE001 - some compute while they are built, which 'meta' cannot
-                try:
-                    build(model, "cpu")
-                except Exception as error:  # noqa: BLE001
-                    known[key] = explain(error)
-        if known[key]:
-            reasons[name] = known[key]
-        if number % 50 == 0:
-            print(f"... {number} tried, {len(reasons)} failed", flush=True)
-    return reasons
+def operators_of(model: nn.Module, config: Any) -> set[str]:
+    """Return the operators of ``mmcv._ext`` that a model may call, by the code of its classes."""
+    from mmcv import ops
+
+    parts: list[Any] = [*classes_in(model), *(getattr(ops, name, None) for name in types_in(config))]
+    found, seen = set(), set()
+    while parts:
+        for used in names_used(parts.pop()):
+            if isinstance(used, str):
+                found.add(used)
+            elif id(used) not in seen:
+                seen.add(id(used))
+                parts.append(used)
+    return found
 
 
-def predict_some(node: Any) -> Any:
-    """Copy a part of a config with thresholds for which an untrained detector predicts a few boxes."""
-    testing = {"score_thr": 0.0, "nms_pre": 100, "max_per_img": 20}
-    if isinstance(node, dict):
-        return type(node)({key: testing[key] if key in testing else predict_some(value) for key, value in node.items()})
-    if isinstance(node, (list, tuple)):
-        return type(node)(map(predict_some, node))
-    return node
-
-
-def run(model: Any, name: str) -> None:
-    """Compute losses, all gradients and predictions of a model for small images."""
-    from mmdet.testing import demo_mm_inputs, demo_track_inputs
-
-    torch.manual_seed(0)
-    detector = build(predict_some(model), "cpu")
-    detector.init_weights()
-    panoptic = "panoptic" in name or "maskformer" in name or "mask2former" in name
-    if detector.__class__.__module__.startswith(("mmdet.models.mot", "mmdet.models.vis")):
-        inputs = demo_track_inputs(1, 2, 1, image_shapes=[(3, 128, 128)], num_classes=1, with_mask=True)
+def classes_in(node: Any, seen: set[int] | None = None) -> Iterator[type]:
+    """Yield the classes of a model's modules, and of the coders, assigners and samplers that they hold."""
+    seen = set() if seen is None else seen
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, (list, tuple, dict)):
+        children: Any = node.values() if isinstance(node, dict) else node
+    elif isinstance(node, nn.Module) or type(node).__module__.startswith(READ):
+        yield from (base for base in type(node).__mro__ if base.__module__.startswith(READ))
+        children = vars(node).values() if hasattr(node, "__dict__") else ()
     else:
-        inputs = demo_mm_inputs(
-            2, [(3, 128, 128)] * 2, num_items=[3, 2], num_classes=4, with_mask=True, with_semantic=True,
-            use_box_type=True,
-        )  # fmt: skip
-        for sample in inputs["data_samples"]:
-            if panoptic:
-                sample.gt_sem_seg.sem_seg %= 133
-            elif hasattr(sample, "gt_sem_seg"):
-                sample.gt_sem_seg.sem_seg %= 80
-    detector.train()
-    data = detector.data_preprocessor(copy.deepcopy(inputs), True)
-    loss, _ = detector.parse_losses(detector(**data, mode="loss"))
-    assert torch.isfinite(loss), f"the loss is {loss}"
-    loss.backward()
-    assert any(parameter.grad is not None and parameter.grad.any() for parameter in detector.parameters())
-    detector.eval()
-    with torch.no_grad():
-        data = detector.data_preprocessor(copy.deepcopy(inputs), False)
-        assert len(detector(**data, mode="predict"))
+        return
+    for child in children:
+        yield from classes_in(child, seen)
 
 
-def run_each_class(models: dict[str, Any], folders: bool) -> tuple[dict[str, str], dict[str, str]]:
-    """Run one config of each detector class (or folder); return which ran, and why others did not."""
-    groups: dict[str, list[str]] = collections.defaultdict(list)
-    for name, model in models.items():
-        groups[name.partition("/")[0] if folders else str(model["type"])].append(name)
-    ran, reasons = {}, {}
-    for group, names in sorted(groups.items()):
-        # Small backbones first.
-        names.sort(
-            key=lambda name: (not any(small in name for small in ("r18", "tiny", "_s_", "-s_")), "r50" not in name)
+def types_in(node: Any) -> Iterator[str]:
+    """Yield every type that a config names, such as ``soft_nms``."""
+    if isinstance(node, dict):
+        yield str(node.get("type"))
+        node = node.values()
+    if not isinstance(node, str) and hasattr(node, "__iter__"):
+        for value in node:
+            yield from types_in(value)
+
+
+def names_used(part: Any) -> Iterator[Any]:
+    """Yield the functions that a class, function or code uses, and the names of the operators it calls."""
+    # `apply` of an autograd function is bound to its class.
+    part = getattr(part, "__self__", part)
+    if isinstance(part, type):
+        for member in vars(part).values():
+            yield from (getattr(member, name) for name in ("__func__", "fget") if hasattr(member, name))
+            if isinstance(member, FunctionType):
+                yield member
+    elif isinstance(part, FunctionType):
+        # Of a decorated function, both.
+        yield from (
+            cell.cell_contents for cell in part.__closure__ or () if isinstance(cell.cell_contents, FunctionType)
         )
-        for name in names[:3]:
-            started = time.monotonic()
-            CALLED.clear()
-            try:
-                run(models[name], name)
-            except Exception as error:  # noqa: BLE001
-                where = traceback.extract_tb(error.__traceback__)[-1]
-                reasons[group] = f"{name}: {explain(error)} ({Path(where.filename).name}:{where.lineno})"
+        yield from names_in_code(part.__code__, part.__globals__)
+
+
+def names_in_code(code: CodeType, names: dict[str, Any]) -> Iterator[Any]:
+    """Yield what ``names_used`` does, of a function's code."""
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from names_in_code(constant, names)
+    for instruction, following in itertools.pairwise(dis.get_instructions(code)):
+        value = names.get(instruction.argval) if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME") else None
+        if isinstance(value, ModuleType):
+            if value.__name__ == "mmcv._ext":
+                yield following.argval
                 continue
-            ran[group] = name
-            reasons.pop(group, None)
-            operators = ", ".join(sorted(CALLED)) or "no operator"
-            print(f"runs: {group} ({name}, {time.monotonic() - started:.0f} s): {operators}", flush=True)
-            break
-        else:
-            print(f"DOES NOT RUN: {group}: {reasons[group]}", flush=True)
-    return ran, reasons
+            value = getattr(value, str(following.argval), None)
+        owner = getattr(value, "__self__", value)
+        is_function = isinstance(owner, type) and issubclass(owner, torch.autograd.Function)
+        if (is_function or isinstance(value, FunctionType)) and owner.__module__.startswith(READ):
+            yield owner
 
 
-def explain(error: Exception) -> str:
+def examine(config: Any) -> set[str] | str:
+    """Return the operators that a config's model may call, or why it cannot be built."""
+    try:
+        try:
+            model = build(config, "meta")
+        except Exception:  # noqa: BLE001 - some compute while they are built, which 'meta' cannot
+            model = build(config)
+    except Exception as error:  # noqa: BLE001
+        return explain(error)
+    return operators_of(model, config)
+
+
+def explain(error: BaseException) -> str:
     """Describe an exception in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
 def main() -> None:
-    """Print which configs build and which classes run."""
+    """Print which configs build, and the operators of their models."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--skip-build", action="store_true", help="only run the classes")
-    parser.add_argument("--skip-run", action="store_true", help="only build")
-    parser.add_argument("--folders", action="store_true", help="run one config of each folder, not of each class")
     parser.add_argument("--only", nargs="*", help="only these folders")
+    parser.add_argument("--each", action="store_true", help="print the operators of each config")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    import mmdet
-    from mmdet.utils import register_all_modules
-
-    register_all_modules()
-    watch_operators()
-    folder = Path(mmdet.__file__).parent / ".mim"
-    # Some configs name another, as seen from a checkout of mmdet; some synchronize batch norms.
-    os.chdir(folder)
+    models = read_models(arguments.only)
+    # Some build synchronized batch norms.
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    models = read_models(folder / "configs", arguments.only)
-    print(f"{len(models)} configs with a model", flush=True)
-    if not arguments.skip_build:
-        reasons = build_all(models)
-        print(f"{len(models) - len(reasons)} of {len(models)} build")
-        for reason, count in collections.Counter(reasons.values()).most_common():
-            folders = sorted({name.partition("/")[0] for name, why in reasons.items() if why == reason})
-            print(f"  {count} do not, in {', '.join(folders)}: {reason}")
-    if not arguments.skip_run:
-        ran, failed = run_each_class(models, arguments.folders)
-        print(f"{len(ran)} of {len(ran) + len(failed)} run loss, backward and predict")
-        for group, reason in failed.items():
-            print(f"  {group} does not: {reason}")
+    known: dict[str, set[str] | str] = {}
+    configs_of, failed = collections.defaultdict(list), collections.defaultdict(list)
+    for number, (name, config) in enumerate(models.items(), start=1):
+        key = json.dumps(config, sort_keys=True, default=str)
+        result = known[key] if key in known else known.setdefault(key, examine(config))
+        if isinstance(result, str):
+            failed[result].append(name)
+        else:
+            for operator in sorted(result):
+                configs_of[operator].append(name)
+        if arguments.each:
+            print(f"{name}: {result if isinstance(result, str) else ', '.join(sorted(result))}", flush=True)
+        elif number % 100 == 0:
+            print(f"... {number} of {len(models)}", flush=True)
+    print(f"{len(models) - sum(map(len, failed.values()))} of {len(models)} configs with a model build")
+    for reason, names in sorted(failed.items()):
+        print(f"  {len(names)} do not, such as {names[0]}: {reason}")
+    for operator, names in sorted(configs_of.items()):
+        supplied = "" if operator in OPERATORS else ", which is NOT supplied without a compiler"
+        print(f"  {operator}{supplied}: {len(names)} configs, such as {names[0]}")
 
 
 if __name__ == "__main__":

@@ -262,3 +262,27 @@ def test_half_precision_runs_on_a_cpu(dtype):
     ext.roi_align_forward(features, rois, output, None, None, *bins)
     ext.roi_align_forward(features.float(), rois.float(), single, None, None, *bins)
     assert torch.equal(output, single.to(dtype))
+
+
+def test_synchronized_batch_norm_in_one_process_is_batch_norm():
+    features, grad = torch.randn(3, 4, 5) * 2 + 1, torch.randn(3, 4, 5)
+    weight, bias = torch.randn(4), torch.randn(4)
+    mean, var, std, running_mean = torch.zeros(4, 4).unbind()
+    norm, output, running_var = torch.zeros_like(features), torch.zeros_like(features), torch.ones(4)
+    ext.sync_bn_forward_mean(features, mean)
+    ext.sync_bn_forward_var(features, mean, var)
+    statistics = (running_mean, running_var)
+    ext.sync_bn_forward_output(
+        features, mean, var, weight, bias, *statistics, norm, std, output, eps=1e-5, momentum=0.2, group_size=1
+    )
+    grads = [torch.zeros_like(weight), torch.zeros_like(bias), torch.zeros_like(features)]
+    ext.sync_bn_backward_param(grad, norm, *grads[:2])
+    ext.sync_bn_backward_data(grad, weight, *grads[:2], norm, std, grads[2])
+
+    leaves = [tensor.requires_grad_() for tensor in (weight, bias, features)]
+    expected_statistics = (torch.zeros(4), torch.ones(4))
+    expected = F.batch_norm(features, *expected_statistics, weight, bias, training=True, momentum=0.2)
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(statistics, expected_statistics)
+    for mine, theirs in zip(grads, torch.autograd.grad(expected, leaves, grad)):
+        torch.testing.assert_close(mine, theirs)

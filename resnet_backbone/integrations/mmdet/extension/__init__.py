@@ -10,13 +10,13 @@ from typing import Any, NoReturn
 import torch
 import torchvision
 
-from . import attention, boxes, carafe, deform, focal, masked_conv, roi
+from . import attention, boxes, carafe, deform, focal, masked_conv, roi, roi_pool, sync_bn
 
 __all__ = ["OPERATORS", "make_extension"]
 
 OPERATORS: dict[str, Callable[..., Any]] = {
     name: getattr(module, name)
-    for module in (attention, boxes, carafe, deform, focal, masked_conv, roi)
+    for module in (attention, boxes, carafe, deform, focal, masked_conv, roi, roi_pool, sync_bn)
     for name in module.__all__
 }
 
