@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from .names import Shape
+
 __all__ = ["Architecture", "describe_difference", "infer_architecture", "other_network"]
 
-Shape = tuple[int, ...]
 
 _DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
     (False, (2, 2, 2, 2)): 18,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError, is_int
 from .architecture import Architecture, infer_architecture
-from .names import NamingScheme, PrefixMatch, canonical_names, module_names
+from .names import NamingScheme, PrefixMatch, Shape, canonical_names, module_names
 
 __all__ = [
     "InputChannels",
@@ -28,7 +28,6 @@ __all__ = [
 InputChannels = Literal["repeat", "red", "zeros"] | Mapping[int, "int | str"]
 """Which weights each input channel gets where their numbers differ: see ``load_pretrained``."""
 
-Shape = tuple[int, ...]
 _COLOURS = ("red", "green", "blue")
 # Other dtypes cannot be computed with.
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
@@ -149,12 +148,13 @@ def match_state_dict(
     state = backbone.state_dict()
     tensors = dict(network.tensors)
     _unfold(backbone, ours, tensors, network, result)
-    added = _added_names(backbone, set(ours))
+    plugins = _plugin_prefixes(backbone)
     for name, common in ours.items():
         value = tensors.pop(common, None)
         if value is None:
             if not name.endswith(_IGNORED):
-                (result.added if _is_added(name, common, added, ours, network) else result.missing).append(name)
+                is_added = name.startswith(plugins) or _is_added(name, common, ours.values(), network.tensors)
+                (result.added if is_added else result.missing).append(name)
             continue
         if name.endswith(_IGNORED) and value.numel() == 1:
             # One number; formats without scalars store it as a vector.
@@ -175,25 +175,24 @@ def match_state_dict(
     return result
 
 
-def _added_names(backbone: nn.Module, names: set[str]) -> set[str]:
-    """Names of tensors that belong to plugins."""
-    prefixes = []
-    for module_name, module in backbone.named_modules():
-        for attribute in ("after_conv1", "after_conv2", "after_conv3"):
-            plugins = getattr(module, f"{attribute}_plugin_names", None) or ()
-            prefixes += [f"{module_name}.{plugin}." for plugin in plugins]
-    return {name for name in names if name.startswith(tuple(prefixes))}
+def _plugin_prefixes(backbone: nn.Module) -> tuple[str, ...]:
+    return tuple(
+        f"{name}.{plugin}."
+        for name, module in backbone.named_modules()
+        for place in ("after_conv1", "after_conv2", "after_conv3")
+        for plugin in getattr(module, f"{place}_plugin_names", None) or ()
+    )
 
 
-def _is_added(name: str, common: str, plugins: set[str], ours: Mapping[str, str], network: SourceNetwork) -> bool:
+def _is_added(name: str, common: str, ours: Container[str], theirs: Container[str]) -> bool:
     """Whether a tensor belongs to a part that pretrained files never have."""
     # DetectoRS's second look takes features that a classifier has not.
-    if name in plugins or ".rfp_conv." in name:
+    if ".rfp_conv." in name:
         return True
     # What an operator that took a convolution's place has beyond it: offsets, masks, switches.
     match = re.match(r"(.*\bconv\d?|.*\bconvs\.\d+)\.(?!weight$|bias$)", common)
     weight = match and f"{match[1]}.weight"
-    return weight in network.tensors and weight in ours.values()
+    return weight in theirs and weight in ours
 
 
 def _adapt_input(

@@ -26,6 +26,7 @@ __all__ = [
     "SCHEMES",
     "NamingScheme",
     "PrefixMatch",
+    "Shape",
     "canonical_names",
     "find_prefixes",
     "module_names",

@@ -70,7 +70,7 @@ class Vocabulary(NamedTuple):
 
     def is_inert(self, value: Any) -> bool:
         """Whether a value stands for an inert name."""
-        return isinstance(value, Inert) and bool(self.inert) and value.name.startswith(self.inert)
+        return isinstance(value, Inert) and value.name.startswith(self.inert)
 
 
 _RENAMED = {"__builtin__.": "builtins.", "copy_reg.": "copyreg.", "numpy._core.": "numpy.core."}
@@ -200,7 +200,7 @@ class Builder:
         return tuple(map(self.build, node))
 
     def _call(self, node: Call) -> Any:
-        if self.vocabulary.inert and node.name.startswith(self.vocabulary.inert):
+        if node.name.startswith(self.vocabulary.inert):
             value: Any = Inert(node.name)
         else:
             value = self.call(node.name, self.build(node.state), *map(self.build, node.args))
@@ -256,11 +256,11 @@ class Builder:
             return self.skip("numpy array of a dtype that is not plain")
         if isinstance(data, str):
             data = data.encode("latin1")
-        unit = 1 if dtype.hasobject else dtype.itemsize
-        kind: Any = list if dtype.hasobject else (bytes, bytearray)
+        kind: Any
+        kind, unit, price = (list, 1, 8) if dtype.hasobject else ((bytes, bytearray), dtype.itemsize, 1)
         if not isinstance(data, kind) or len(data) != math.prod(shape) * unit:
             raise CheckpointError("holds an array of another size than its data")
-        self.budget.spend(8 * len(data) + 200 if dtype.hasobject else len(data) + 200)
+        self.budget.spend(price * len(data) + 200)
         if dtype.hasobject:
             return np.fromiter(data, dtype, len(data)).reshape(shape, order=order)
         array: Any = np.ndarray(shape, dtype, data, order=order) if data else np.empty(shape, dtype)

@@ -13,11 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..errors import CheckpointError, MismatchError, printable
 from .architecture import Architecture, describe_difference
 from .match import Match, SourceNetwork, architecture_of, canonical_names_of
+from .names import Shape
 from .preprocessing import Preprocessing, WeightFacts
 
 __all__ = ["LoadReport", "check_match", "check_values", "group", "listed", "warnings_about"]
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
