@@ -116,11 +116,11 @@ def run(config: Any) -> str:
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     detector = revert_sync_batchnorm(build(predict_some(config)))
     detector.init_weights()
-    # What a Runner would say: some losses depend on it.
+    # As set by the Runner: some losses depend on it.
     for key, value in {"iter": 0, "epoch": 0}.items():
         MessageHub.get_current_instance().update_info(key, value)
     to_train, to_predict = make_inputs(detector)
-    # DeepSORT and its kin have no loss: their detectors and ReID networks are trained by themselves.
+    # DeepSORT and similar trackers have no loss: their detectors and ReID networks are trained separately.
     steps = ["predict"] if isinstance(detector, DeepSORT) else ["loss", "backward", "predict"]
     if "loss" in steps:
         detector.train()

@@ -222,7 +222,7 @@ def modulated_convolution(features, weight, offset, mask):
     return output, *grads[:2], *grads[3:]
 
 
-def test_modulated_convolution_reads_larger_maps_from_their_beginning():
+def test_modulated_convolution_with_larger_maps():
     """As mmcv does; mmdet's DyHead and GLIP depend on it. ``tests/compat`` compares it with compiled mmcv."""
     features, weight = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 3, 3)
     both = torch.randn(2, 27, 7, 6)
@@ -237,7 +237,7 @@ def test_modulated_convolution_reads_larger_maps_from_their_beginning():
 
 
 @pytest.mark.parametrize("small", ["offset", "mask"])
-def test_modulated_convolution_refuses_smaller_maps(small):
+def test_modulated_convolution_rejects_smaller_maps(small):
     size = {"offset": (5, 4), "mask": (5, 4), small: (4, 4)}
     with pytest.raises(ValueError, match=rf"{small}.*\(4, 4\)"):
         modulated_convolution(
