@@ -56,11 +56,11 @@ class CheckpointError(RuntimeError):
 
 
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
-    """A path that leads to no file, or a name whose weights are no longer available."""
+    """A path without a file, or a name whose weights are no longer available."""
 
 
 class DownloadError(CheckpointError, OSError):
-    """A file that could not be downloaded, or arrived damaged or with the wrong hash."""
+    """A file that could not be downloaded, or that is damaged or has the wrong hash."""
 
 
 class UnsafeCheckpointError(CheckpointError):
@@ -72,7 +72,7 @@ class MismatchError(CheckpointError):
 
 
 def printable(text: str, most: int = 200) -> str:
-    """Return a string from a file as it can be shown: escaped, and cut where it is long."""
+    """Return a string from a file for display: escaped, and truncated if it is long."""
     if len(text) <= most and text.isprintable():
         return text
     text = text if len(text) <= most else f"{text[:most]}..."
@@ -117,7 +117,7 @@ def check_channels(name: str, value: Any, minimum: int = 1) -> None:
 
 @contextmanager
 def explain_missing_torchvision(feature: str) -> Iterator[None]:
-    """Say, where torchvision cannot be imported, which feature needs it and what to install."""
+    """Turn a failed import of torchvision into an error that names the feature and what to install."""
     try:
         yield
     except ImportError as error:

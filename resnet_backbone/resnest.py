@@ -14,7 +14,7 @@ from . import blocks
 from .errors import ArgumentError, check_channels
 from .layers.build import build_conv_layer, build_norm_layer
 from .layers.conv_norm import conv_norm
-from .layers.dimensions import avg_pool3, spatial_dims_of
+from .layers.dimensions import spatial_dims_of
 from .layers.tracing import untyped_at_runtime
 from .resnet import ResNetV1d
 from .resnext import grouped_width
@@ -205,7 +205,7 @@ class Bottleneck(blocks.Bottleneck):
             dcn=None if falls_back else self.dcn,
         )
         if self.avg_down_stride:
-            self.avd_layer = avg_pool3(2, self.conv2_stride)
+            self.avd_layer = nn.AvgPool2d(3, self.conv2_stride, padding=1)
         self._build_conv3(width)
 
     @property
