@@ -155,7 +155,9 @@ def test_caffe2_folded(depth, check, shake, image):
         elif isinstance(module, nn.Conv2d):
             blobs[caffe2_name(f"{name}.weight", "bn", leaves)] = state[f"{name}.weight"].numpy()
     blobs["fc1000_w"] = state["conv1.weight"].flatten(1).numpy()
+    # A file of a training holds the optimizer's momentum of every weight.
     blobs["conv1_w_momentum"] = state["conv1.weight"].numpy()
+    blobs["res2_0_branch2a_w_momentum"] = state["layer1.0.conv1.weight"].numpy()
     checkpoint = {"blobs": blobs}
     report = check(ResNet(depth=depth, style="caffe"), checkpoint, features(source, image))
     assert report.format == "Caffe2"

@@ -377,6 +377,8 @@ def detectron2(state):
         ({"pixel_mean": torch.tensor([103.53, 116.28, 123.675]), "pixel_std": torch.ones(3)}, False, "file"),
         ({"pixel_mean": torch.tensor([127.0, 127.0, 127.0]), "pixel_std": torch.ones(3)}, False, "convention"),
         ({"pixel_mean": [123.675, 116.28, 103.53], "pixel_std": "1"}, False, "convention"),
+        ({"pixel_mean": torch.ones(3, device="meta"), "pixel_std": torch.ones(3)}, False, "convention"),
+        ({"pixel_mean": torch.arange(3.0).bfloat16(), "pixel_std": torch.ones(3)}, False, "file"),
     ],
 )
 def test_detectron2_pixel_mean_gives_the_color_order(extra, rgb, basis, state):
