@@ -46,12 +46,13 @@ def read_models(only: list[str] | None = None) -> dict[str, Any]:
         if "_base_" in name or (only and name.partition("/")[0] not in only):
             continue
         try:
-            model = Config.fromfile(str(path), import_custom_modules=False).get("model")
+            config = Config.fromfile(str(path), import_custom_modules=False)
         except Exception as error:  # noqa: BLE001 - a config is code
             print(f"not a config here: {name}: {explain(error)}")
             continue
-        # Fragments, such as schedules in mmengine's new style, have no model.
-        if isinstance(model, dict) and "type" in model:
+        model = config.get("model")
+        # Fragments, such as schedules in mmengine's new style, have no model. RTMDet's classifiers are mmpretrain's.
+        if isinstance(model, dict) and "type" in model and config.get("default_scope", "mmdet") == "mmdet":
             models[name] = without_downloads(model, files)
     return models
 
@@ -59,9 +60,13 @@ def read_models(only: list[str] | None = None) -> dict[str, Any]:
 def without_downloads(node: Any, files: dict[str, str]) -> Any:
     """Copy a part of a config without checkpoints to start from, and with files in place of others."""
     if isinstance(node, dict):
-        return type(node)(
-            {key: None if is_checkpoint(key, value) else without_downloads(value, files) for key, value in node.items()}
-        )
+        kept = {}
+        for key, value in node.items():
+            if is_checkpoint(key, value):
+                kept[key] = False if value is True else None
+            else:
+                kept[key] = without_downloads(value, files)
+        return type(node)(kept)
     if isinstance(node, (list, tuple)):
         return type(node)([without_downloads(value, files) for value in node])
     return files.get(node, node) if isinstance(node, str) else node
