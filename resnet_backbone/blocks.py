@@ -241,7 +241,7 @@ class BasicBlock(ResidualBlock):
         norm_cfg: Config of the norm layers.
         dcn: Config of a deformable convolution that replaces the second 3x3, as in detectron2 and PaddleDetection.
         plugins: Configs of plugins, each with a position ``'after_conv1'`` or ``'after_conv2'``.
-        init_cfg: mmengine's initialisation config.
+        init_cfg: mmengine's initialization config.
         kernel_size: Kernel size of both convolutions, odd.
 
     Raises:
@@ -317,7 +317,7 @@ class Bottleneck(ResidualBlock):
         dcn: Config of a deformable convolution that replaces the 3x3; with ``fallback_on_stride=True``, only where the
             3x3 does not stride.
         plugins: Configs of plugins, each with a position ``'after_conv1'``, ``'after_conv2'`` or ``'after_conv3'``.
-        init_cfg: mmengine's initialisation config.
+        init_cfg: mmengine's initialization config.
         kernel_size: Kernel size of the middle convolution, odd.
         groups: Number of groups of the 3x3 convolution.
         width: Number of channels of the 3x3 convolution; ``None`` means ``planes``.

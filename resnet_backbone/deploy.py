@@ -162,7 +162,7 @@ class Deployed(nn.Module):
 
     def init_weights(self, pretrained: str | None = None) -> None:
         """Raise ``DeployedError``: there is nothing to train."""
-        raise DeployedError("a deployed backbone cannot be initialised: call init_weights before switch_to_deploy")
+        raise DeployedError("a deployed backbone cannot be initialized: call init_weights before switch_to_deploy")
 
     @override
     def compile(self, *args: Any, **kwargs: Any) -> None:

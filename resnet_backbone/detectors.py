@@ -38,7 +38,7 @@ class Bottleneck(blocks.Bottleneck):
         planes: A quarter of the number of output channels.
         rfp_inplanes: Number of channels of the pyramid's features; ``None`` for a block without that input.
         sac: Config of the switchable atrous convolution that replaces the 3x3.
-        init_cfg: mmengine's initialisation config.
+        init_cfg: mmengine's initialization config.
         plugins: As for a plain Bottleneck.
         groups: In a ResNeXt, see ``resnext.grouped_width``; ``None`` in a ResNet.
         base_width: See ``resnext.grouped_width``.
@@ -102,7 +102,7 @@ class DetectoRS_ResNet(ResNet):  # noqa: N801 - mmdet's name
     """ResNet for DetectoRS (Qiao et al., 2020, https://arxiv.org/abs/2006.02334).
 
     mmdet's ``RFP`` neck calls ``rfp_forward``. With ``conv_cfg=dict(type='ConvAWS')``, as in mmdet's configs,
-    ``fold_norm`` has no effect, because these convolutions standardise their weights in each step.
+    ``fold_norm`` has no effect, because these convolutions standardize their weights in each step.
 
     Args:
         sac: Config of the switchable atrous convolution: ``dict(type='SAC', use_deform=True)``.

@@ -136,7 +136,7 @@ def _graph_of(backbone: ResNet) -> nn.Module:
     deployed = copy.deepcopy(backbone).eval().switch_to_deploy().float()
     example = torch.zeros(2, backbone.in_channels or 3, 128, 160)
     free = torch.export.Dim.AUTO
-    # torchao recognises residual additions only in strict graphs.
+    # torchao recognizes residual additions only in strict graphs.
     program = torch.export.export(deployed, (example,), dynamic_shapes=({0: free, 2: free, 3: free},), strict=True)
     return program.module()
 

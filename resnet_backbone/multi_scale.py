@@ -255,7 +255,7 @@ class MultiScaleResNet1d(ResNet):
             lengths: Number of samples of each signal, of shape ``(N,)``, if they differ; the rest of ``x`` is padding.
                 In eval mode the features and logits of each signal are then, up to rounding, those of the signal alone,
                 and the features of the padding are zero. In train mode batch statistics exclude the padding. It needs
-                batch norms and no plugins. Pass a list or a CPU tensor to avoid synchronising with a GPU.
+                batch norms and no plugins. Pass a list or a CPU tensor to avoid synchronizing with a GPU.
 
         Returns:
             For each of ``out_indices``, in ascending order, features of shape ``(N, C, L / stride)``, rounded up; see

@@ -36,7 +36,7 @@ class RegNet(ResNet):
         arch: ``'regnetx_400mf'``, ``'regnetx_800mf'``, ``'regnetx_1.6gf'``, ``'regnetx_3.2gf'``, ``'regnetx_4.0gf'``,
             ``'regnetx_6.4gf'``, ``'regnetx_8.0gf'``, ``'regnetx_12gf'``, or
             ``dict(w0=..., wa=..., wm=..., group_w=..., depth=..., bot_mul=...)`` with the initial width, the slope, the
-            quantisation parameter, the width of a group, the total number of blocks and the bottleneck ratio.
+            quantization parameter, the width of a group, the total number of blocks and the bottleneck ratio.
         in_channels: Number of channels of the input image.
         stem_channels: Number of output channels of the stem.
         base_channels: Ignored, for compatibility with mmdet.

@@ -107,7 +107,7 @@ class Res2Net(ResNet):
         deep_stem: As in ``ResNet``.
         avg_down: As in ``ResNet``.
         pretrained: Deprecated; see ``ResNet``.
-        init_cfg: mmengine's initialisation config.
+        init_cfg: mmengine's initialization config.
         pool_unstrided: Average-pool the last part also in the first block of the first stage, which does not stride.
             The authors' code, timm and mmpretrain do, and mmdet does not: set it for their weights.
         **kwargs: The further arguments of ``ResNet``; ``depth`` is 50, 101 or 152.

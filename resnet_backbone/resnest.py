@@ -69,7 +69,7 @@ class SplitAttentionConv2d(BaseModule):
         conv_cfg: Config of the convolution.
         norm_cfg: Config of the norm layers.
         dcn: Config of a deformable convolution that replaces the convolution.
-        init_cfg: mmengine's initialisation config.
+        init_cfg: mmengine's initialization config.
     """
 
     fold_norm: bool = False

@@ -77,11 +77,11 @@ class ResNet(FineTuning):
             different ``postfix`` values in their ``cfg``.
         with_cp: Use activation checkpointing in each block: its activations are recomputed in the backward pass. One
             boolean, or one per stage.
-        zero_init_residual: Initialise the last norm layer of each block to zero, so that each block starts as an
+        zero_init_residual: Initialize the last norm layer of each block to zero, so that each block starts as an
             identity (Goyal et al., 2017, https://arxiv.org/abs/1706.02677, section 5.1).
         pretrained: Deprecated: a checkpoint to start from. Use
             ``init_cfg=dict(type='Pretrained', checkpoint=...)``.
-        init_cfg: mmengine's initialisation config. ``None`` means Kaiming initialisation of the convolutions.
+        init_cfg: mmengine's initialization config. ``None`` means Kaiming initialization of the convolutions.
         fold_norm: Compute each convolution and the batch norm after it as one convolution wherever the norm is in eval
             mode (``norm_eval``, frozen stages, ``eval()``), which halves the memory saved for the backward pass (You
             et al., 2023, https://arxiv.org/abs/2305.11624). Parameters and state dict do not change; outputs and
@@ -438,14 +438,14 @@ class ResNet(FineTuning):
         return None
 
     def _block_init_cfg(self) -> Cfg | None:
-        # Subclasses of the blocks do not zero-initialise, as in mmdet.
+        # Subclasses of the blocks do not zero-initialize, as in mmdet.
         if self.block not in (BasicBlock, Bottleneck):
             return None
         last_norm = "norm2" if self.block is BasicBlock else "norm3"
         return {"type": "Constant", "val": 0, "override": {"name": last_norm}}
 
     def init_weights(self, pretrained: str | None = None) -> None:
-        """Initialise the weights as ``init_cfg`` says.
+        """Initialize the weights as ``init_cfg`` says.
 
         Args:
             pretrained: A checkpoint to load in place of ``init_cfg``, as in mmdet 2.
@@ -483,7 +483,7 @@ class ResNet(FineTuning):
             return
         self.to(memory_format=memory_format(self.spatial_dims))
         for module in self.modules():
-            # They standardise their weight by a view that no other format has.
+            # They standardize their weight by a view that no other format has.
             if isinstance(module, (ConvWS2d, ConvAWS2d)):
                 module.to(memory_format=torch.contiguous_format)
 
@@ -513,7 +513,7 @@ class ResNet(FineTuning):
         if x.dim() != 2 + dims or (channels is not None and x.shape[1] != channels):
             raise ArgumentError(f"x must have shape {layout(dims, channels or 'C')}, got {tuple(x.shape)}")
         if not x.is_floating_point():
-            raise ArgumentTypeError(f"x must be of a floating-point dtype, got {x.dtype}: normalise the image first")
+            raise ArgumentTypeError(f"x must be of a floating-point dtype, got {x.dtype}: normalize the image first")
 
 
 class ResNetV1c(ResNet):

@@ -39,7 +39,7 @@ class TridentConv(BaseModule):
         trident_dilations: Dilation and padding of each branch.
         test_branch_idx: Index of the branch to compute in inference; -1 for all.
         bias: Whether to add a bias to the output.
-        init_cfg: mmengine's initialisation config.
+        init_cfg: mmengine's initialization config.
     """
 
     bias: nn.Parameter | None
@@ -118,7 +118,7 @@ class TridentBottleneck(Bottleneck):
             trident_dilations,
             test_branch_idx,
         )
-        # mmdet leaves the weight uninitialised. This is PyTorch's default, and draws no further random numbers.
+        # mmdet leaves the weight uninitialized. This is PyTorch's default, and draws no further random numbers.
         self.conv2.weight = plain.weight
 
     @untyped_at_runtime
@@ -171,7 +171,7 @@ class TridentResNet(ResNet):
     During training, and with ``test_branch_idx=-1``, the branches are concatenated to a batch of ``num_branch * N``.
 
     Unlike in mmdet, ``with_cp`` also works in the third stage, whose 3x3 convolutions start with PyTorch's default
-    initialisation instead of uninitialised memory.
+    initialization instead of uninitialized memory.
 
     Args:
         depth: 50, 101 or 152.
@@ -238,5 +238,5 @@ class TridentResNet(ResNet):
             concat_output=False,
         )
         cast(TridentBottleneck, stage[-1]).concat_output = True
-        # As in mmdet, a plain nn.Sequential, whose blocks mmengine does not initialise.
+        # As in mmdet, a plain nn.Sequential, whose blocks mmengine does not initialize.
         return nn.Sequential(*stage)

@@ -212,7 +212,7 @@ def test_numpy_scalars_are_accepted():
         (torch.rand(3, 32, 32), ValueError, ["(N, 3, H, W)", "(3, 32, 32)"]),
         (torch.rand(1, 3, 2, 32, 32), ValueError, ["(N, 3, H, W)", "(1, 3, 2, 32, 32)"]),
         (torch.rand(1, 4, 32, 32), ValueError, ["(N, 3, H, W)", "(1, 4, 32, 32)"]),
-        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), TypeError, ["floating-point", "uint8", "normalise"]),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), TypeError, ["floating-point", "uint8", "normalize"]),
         (torch.zeros(1, 3, 32, 32, dtype=torch.int64), TypeError, ["floating-point", "int64"]),
         ([torch.rand(1, 3, 32, 32)], TypeError, ["(N, 3, H, W)", "list"]),
         (np.zeros((1, 3, 32, 32), np.float32), TypeError, ["(N, 3, H, W)", "ndarray"]),

@@ -100,7 +100,7 @@ def test_rgb_is_assumed_without_preprocessing_in_the_weights(photo, drawn, tmp_p
     file = tmp_path / "mine.pth"
     torch.save({"state_dict": {f"backbone.{name}": value for name, value in source.state_dict().items()}}, file)
     assert main(["features", photo, "--weights", str(file), "--out", str(tmp_path / "out.png")]) == 0
-    assert "The weights do not say how to normalise images" in capsys.readouterr().out
+    assert "The weights do not say how to normalize images" in capsys.readouterr().out
     assert drawn[0][2].endswith("RGB images")
     assert_same_bits(
         [torch.from_numpy(level.features) for level in drawn[0][0]],

@@ -19,7 +19,7 @@ from .tracing import has_hooks, is_compiling, is_plain, is_recording, is_tracing
 
 __all__ = ["conv_norm", "conv_norm_sequence", "fold_weights", "foldable", "is_foldable", "norm_as_affine"]
 
-# Exact classes: a subclass computes something else (standardised or parametrised weights, sampling at offsets).
+# Exact classes: a subclass computes something else (standardized or parametrized weights, sampling at offsets).
 # mmcv's classes, registered as 'Conv' and 'Conv3d', differ from PyTorch's only for empty inputs on torch 1.4.
 # mmengine turns a SyncBatchNorm back into a _BatchNormXd.
 _CONVS: list[Any] = [nn.Conv1d, nn.Conv2d, nn.Conv3d, wrappers.Conv2d, wrappers.Conv3d]
@@ -114,9 +114,9 @@ def norm_as_affine(norm: Any, bias: Tensor | None = None) -> tuple[Tensor, Tenso
     # torch.promote_types would say the same, but the compiler of torch 2.1 does not know it.
     rstd = torch.rsqrt((var if var.dtype == torch.float64 else var.float()) + norm.eps)
     scale = rstd if norm.weight is None else norm.weight * rstd
-    centre = mean if bias is None else mean - bias
+    center = mean if bias is None else mean - bias
     # In one operation, which autograd saves less for.
-    shift = -centre * scale if norm.bias is None else torch.addcmul(norm.bias, centre, scale, value=-1)
+    shift = -center * scale if norm.bias is None else torch.addcmul(norm.bias, center, scale, value=-1)
     return scale, shift
 
 

@@ -1,7 +1,7 @@
 """Deformable convolution on torchvision's operator: mmcv's 'DCN' and 'DCNv2' without compiled mmcv.
 
 Both compute their sampling offsets from their input, so they can replace any ordinary convolution. Arguments,
-state-dict keys, initialisation and outputs, to the last bit on a CPU, are those of ``mmcv.ops``. Old checkpoints load.
+state-dict keys, initialization and outputs, to the last bit on a CPU, are those of ``mmcv.ops``. Old checkpoints load.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Size = int | tuple[int, int]
 torch.fx.wrap("deform_conv2d")
 
 
-# Not an nn.Conv2d, because mmengine's Kaiming initialisation matches the names of base classes, and must not draw for
+# Not an nn.Conv2d, because mmengine's Kaiming initialization matches the names of base classes, and must not draw for
 # this weight.
 class _DeformConvPack(nn.Module):
     """Base class: the weight, and the convolution that computes the offsets."""
@@ -237,7 +237,7 @@ def deform_conv2d(
     """Compute a deformable convolution with torchvision's operator and the gradients of mmcv's.
 
     It computes in single precision at least. The operator adds offsets to pixel positions in the precision of its
-    input, and half precision cannot represent neighbouring pixels beyond 256 (bfloat16) or 2048 (float16). On a CPU it
+    input, and half precision cannot represent neighboring pixels beyond 256 (bfloat16) or 2048 (float16). On a CPU it
     supports neither.
 
     Args:

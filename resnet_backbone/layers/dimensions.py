@@ -59,14 +59,14 @@ def check_dims(conv_cfg: Cfg | None, norm_cfg: Cfg) -> None:
         norm_cfg: Config of the norm layers.
 
     Raises:
-        ArgumentError: They differ, the norm layer is ``nn.LayerNorm``, which does not normalise channels, or a config
+        ArgumentError: They differ, the norm layer is ``nn.LayerNorm``, which does not normalize channels, or a config
             is not a dict with a registered type.
     """
     dims = spatial_dims_of(conv_cfg)
     norm_type = layer_type("norm_cfg", norm_cfg)
     if norm_type.forward is nn.LayerNorm.forward:
         raise ArgumentError(
-            f"norm_cfg must normalise channels, got {dict(norm_cfg)!r}: PyTorch's LayerNorm normalises the last axis "
+            f"norm_cfg must normalize channels, got {dict(norm_cfg)!r}: PyTorch's LayerNorm normalizes the last axis "
             f"of (N, C, {_AXES[dims]}). Use GroupNorm with one group instead: dict(type='GN', num_groups=1)"
         )
     norm_dims = _find(norm_type, _NORMS)
@@ -76,7 +76,7 @@ def check_dims(conv_cfg: Cfg | None, norm_cfg: Cfg) -> None:
     suited = f"{kind}{'' if dims == 2 else f'{dims}d'}"
     conv = "Conv2d" if conv_cfg is None else conv_cfg["type"]
     raise ArgumentError(
-        f"norm_cfg must normalise what conv_cfg returns: got norm_cfg={dict(norm_cfg)!r}, for features "
+        f"norm_cfg must normalize what conv_cfg returns: got norm_cfg={dict(norm_cfg)!r}, for features "
         f"(N, C, {_AXES[norm_dims]}), and convolutions of type {conv!r}, for (N, C, {_AXES[dims]}). "
         f"Write norm_cfg=dict(type='{suited}')"
         + (f", or conv_cfg=dict(type='Conv{norm_dims}d')" if conv_cfg is None else "")

@@ -66,9 +66,9 @@ def _apply(x: Padded, layer: nn.Module) -> Padded:
 
 
 def _batch_norm(x: Padded, norm: _BatchNorm) -> Tensor:
-    """Normalise by the mean and variance over the valid positions, and update the running statistics.
+    """Normalize by the mean and variance over the valid positions, and update the running statistics.
 
-    The shapes of masked sums do not depend on the lengths, so this does not synchronise with a GPU and can be compiled.
+    The shapes of masked sums do not depend on the lengths, so this does not synchronize with a GPU and can be compiled.
     """
     if type(norm) is not nn.BatchNorm1d or has_hooks(norm) or len(x.features) == 1:
         # Other layers, such as SyncBatchNorm, compute their own statistics, from only the valid positions.
@@ -78,11 +78,11 @@ def _batch_norm(x: Padded, norm: _BatchNorm) -> Tensor:
     features = x.features if x.features.dtype == torch.float64 else x.features.float()
     padding, count = ~x.mask(), x.lengths.sum()
     mean = features.sum((0, 2)) / count
-    centred = (features - mean[:, None]).masked_fill(padding, 0)
-    variance = centred.square().sum((0, 2)) / count
+    centered = (features - mean[:, None]).masked_fill(padding, 0)
+    variance = centered.square().sum((0, 2)) / count
     if norm.training and norm.track_running_stats:
         _update_running_statistics(norm, mean.detach(), variance.detach() * count / (count - 1))
-    out = centred * (variance + norm.eps).rsqrt()[:, None]
+    out = centered * (variance + norm.eps).rsqrt()[:, None]
     if norm.affine:
         out = torch.addcmul(norm.bias[:, None], out, norm.weight[:, None]).masked_fill(padding, 0)
     return out.to(x.features.dtype)

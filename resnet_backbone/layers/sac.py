@@ -22,7 +22,7 @@ class SAConv2d(ConvAWS2d):
     """Switchable atrous convolution (Qiao et al., 2020, https://arxiv.org/abs/2006.02334, section 3.2).
 
     A learned switch mixes, at each position, a convolution at ``dilation`` and one at three times the dilation. Both
-    share a standardised weight, up to a learned difference. Before and after, global context is added: the mean of the
+    share a standardized weight, up to a learned difference. Before and after, global context is added: the mean of the
     features, through a 1x1 convolution.
 
     Args:
@@ -62,7 +62,7 @@ class SAConv2d(ConvAWS2d):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Start as an ordinary convolution with a standardised weight: the switch is 1, the rest zero."""
+        """Start as an ordinary convolution with a standardized weight: the switch is 1, the rest zero."""
         nn.init.zeros_(self.weight_diff)
         convs = [self.switch, self.pre_context, self.post_context]
         convs += [self.offset_s, self.offset_l] if self.use_deform else []

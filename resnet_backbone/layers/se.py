@@ -33,7 +33,7 @@ class SELayer(BaseModule):
         conv_cfg: Config of the two 1x1 convolutions; ``None`` means ``dict(type='Conv2d')``. Signals need
             ``dict(type='Conv1d')``.
         act_cfg: Configs of the two activations, or one for both.
-        init_cfg: mmengine's initialisation config.
+        init_cfg: mmengine's initialization config.
         in_channels: Another name of ``channels``, which blocks pass to their plugins.
 
     Raises:

@@ -48,7 +48,7 @@ def is_tracing() -> bool:
 def is_recording(x: object = None) -> bool:
     """Whether the computation is exported or symbolically traced, or transformed by ``torch.func``.
 
-    Checkpointing and gradient synchronisation do not belong in such a computation.
+    Checkpointing and gradient synchronization do not belong in such a computation.
 
     Args:
         x: An input, which ``torch.fx`` replaces by a ``Proxy``.

@@ -63,7 +63,7 @@ def run_features(image: str | None, config: str | None, depth: int | None, weigh
         report = load_pretrained(backbone, weights)
         print(report.summary())
         if report.preprocessing is None:
-            print("The weights do not say how to normalise images: normalised as in torchvision, RGB.")
+            print("The weights do not say how to normalize images: normalized as in torchvision, RGB.")
         preprocessing = report.preprocessing or IMAGENET_RGB
         about = f"weights {weights}, {'RGB' if preprocessing.bgr_to_rgb else 'BGR'} images"
     features = extract(backbone.eval(), photo, preprocessing)
@@ -128,7 +128,7 @@ def load_photograph(image: str | None) -> Tensor:
 
 @torch.inference_mode()
 def extract(backbone: nn.Module, photo: Tensor, preprocessing: Preprocessing) -> tuple[Tensor, ...]:
-    """Compute the features of a photograph, ``uint8`` RGB of shape ``(H, W, 3)``, normalised for the weights."""
+    """Compute the features of a photograph, ``uint8`` RGB of shape ``(H, W, 3)``, normalized for the weights."""
     pixels = (photo if preprocessing.bgr_to_rgb else photo.flip(-1)).float()
     x = (pixels - torch.tensor(preprocessing.mean)) / torch.tensor(preprocessing.std)
     return cast(tuple[Tensor, ...], backbone(x.permute(2, 0, 1)[None]))

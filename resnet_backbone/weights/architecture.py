@@ -166,7 +166,7 @@ _OTHER_NETWORKS: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (
         ("block1/unit01", "block1.unit01", "stages.0.blocks.0.norm1.weight\n"),
-        "a ResNetV2 (BiT and others), which normalises before each convolution: no ResNet of this package computes it. "
+        "a ResNetV2 (BiT and others), which normalizes before each convolution: no ResNet of this package computes it. "
         "timm://resnet50.a1_in1k is an ordinary one",
     ),
     (("conv2_block1_1_conv",), "Keras' ResNet: its release for PyTorch is torchvision://resnet50"),

@@ -52,7 +52,7 @@ def load_pretrained(
 ) -> LoadReport:
     """Load pretrained weights, whatever framework wrote them, into a backbone.
 
-    The file's names are recognised and translated. Nothing is changed unless everything that the backbone needs is
+    The file's names are recognized and translated. Nothing is changed unless everything that the backbone needs is
     there and sound; after an exception the backbone is as it was before.
 
     Args:

@@ -28,7 +28,7 @@ __all__ = [
 InputChannels = Literal["repeat", "red", "zeros"] | Mapping[int, "int | str"]
 """Which weights each input channel gets where their numbers differ: see ``load_pretrained``."""
 
-_COLOURS = ("red", "green", "blue")
+_COLORS = ("red", "green", "blue")
 # Other dtypes cannot be computed with.
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _IGNORED = "num_batches_tracked"
@@ -120,7 +120,7 @@ def check_input_channels(value: Any) -> None:
     """Refuse what ``input_channels`` must not be."""
     if isinstance(value, Mapping):
         sound = bool(value) and all(
-            _is_index(ours) and (theirs in _COLOURS if isinstance(theirs, str) else _is_index(theirs))
+            _is_index(ours) and (theirs in _COLORS if isinstance(theirs, str) else _is_index(theirs))
             for ours, theirs in value.items()
         )
     else:
@@ -216,7 +216,7 @@ def _adapt_input(
         red = {} if input_channels == "zeros" else dict.fromkeys(range(3, ours), "red")
         return _select_channels(name, value, ours, {0: 0, 1: 1, 2: 2, **red}, bgr, result)
     if ours == 1:
-        # A grey image is the same in all three channels, so their weights add up.
+        # A gray image is the same in all three channels, so their weights add up.
         result.changes.append(f"{name} summed over its 3 input channels, for in_channels=1")
         return value.sum(dim=1, keepdim=True)
     result.changes.append(f"{name} repeated over {ours} input channels and scaled by 3/{ours}")
@@ -229,8 +229,8 @@ def _select_channels(
     """Copy the weights of the input channels that are named, and leave those of the others zero."""
     theirs = value.shape[1]
     new = value.new_zeros((value.shape[0], ours, *value.shape[2:]))
-    colours = _COLOURS[::-1] if bgr else _COLOURS
-    sources = {own: colours.index(of) if isinstance(of, str) else of for own, of in channels.items()}
+    colors = _COLORS[::-1] if bgr else _COLORS
+    sources = {own: colors.index(of) if isinstance(of, str) else of for own, of in channels.items()}
     for own, source in sources.items():
         if own >= ours or source >= theirs or (isinstance(channels[own], str) and theirs != 3):
             raise ArgumentError(

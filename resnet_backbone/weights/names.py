@@ -1,6 +1,6 @@
 """How frameworks name the parameters of a ResNet, and the canonical names that all of them are translated to.
 
-A naming scheme is recognised by its anchor, the key of the first convolution in the first block; what precedes the
+A naming scheme is recognized by its anchor, the key of the first convolution in the first block; what precedes the
 anchor in a file's keys is the prefix of that network. Translation has two steps:
 
 1. ``NamingScheme.rename``, a pure function of one key: ``stem.conv1``, ``layer1.0.conv1``, ``layer1.0.norm1``,

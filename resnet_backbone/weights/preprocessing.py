@@ -32,7 +32,7 @@ __all__ = [
 
 
 class Preprocessing(NamedTuple):
-    """How images must be normalised, in the words of mmdet's ``data_preprocessor``.
+    """How images must be normalized, in the words of mmdet's ``data_preprocessor``.
 
     Attributes:
         mean: Mean of each channel, for pixels of 0 to 255, in the order in which the network receives them.
@@ -140,11 +140,11 @@ def _of_timm(config: Any) -> Preprocessing:
 
 
 def _of_transformers(config: Any) -> Preprocessing:
-    """Read the config of an image processor, which rescales images, then normalises them; it may leave either out."""
+    """Read the config of an image processor, which rescales images, then normalizes them; it may leave either out."""
     scale = 1 / float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1
-    normalises = config.get("do_normalize", True)
-    mean = _rgb(config["image_mean"], scale) if normalises else (0.0, 0.0, 0.0)
-    std = _rgb(config["image_std"] if normalises else (1, 1, 1), scale)
+    normalizes = config.get("do_normalize", True)
+    mean = _rgb(config["image_mean"], scale) if normalizes else (0.0, 0.0, 0.0)
+    std = _rgb(config["image_std"] if normalizes else (1, 1, 1), scale)
     return Preprocessing(mean, std, bgr_to_rgb=not config.get("do_flip_channel_order", False))
 
 

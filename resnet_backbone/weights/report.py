@@ -94,7 +94,7 @@ class LoadReport:
 
     def _images(self) -> str:
         if self.preprocessing is None:
-            return "unknown: the file does not say how to normalise them"
+            return "unknown: the file does not say how to normalize them"
         usual = " (usual with these names; the file does not say)" if self.preprocessing_basis == "convention" else ""
         return f"{self.preprocessing}{usual}"
 
@@ -157,7 +157,7 @@ def check_values(origin: str, loaded: Mapping[str, Tensor], state: Mapping[str, 
                 "full_state_dict=True))"
             )
         if value.is_quantized:
-            raise CheckpointError(f"{refused} is quantised ({value.dtype}), not floating-point")
+            raise CheckpointError(f"{refused} is quantized ({value.dtype}), not floating-point")
         if not value.is_floating_point():
             if name.endswith("num_batches_tracked"):
                 continue
@@ -208,8 +208,8 @@ def _other_function(facts: WeightFacts, backbone: nn.Module) -> str | None:
     name = facts.origin.lower()
     if re.search(r"res(net|next)(aa|blur)\d|_lpf\d", name):
         return "they are of an anti-aliased network, which blurs before it strides; this package has none"
-    standardises = "WS" in str(_type(getattr(backbone, "conv_cfg", None)))
-    if not standardises and ("_ws" in name or "WS" in str(_type(facts.backbone_cfg.get("conv_cfg")))):
+    standardizes = "WS" in str(_type(getattr(backbone, "conv_cfg", None)))
+    if not standardizes and ("_ws" in name or "WS" in str(_type(facts.backbone_cfg.get("conv_cfg")))):
         return "they were trained with weight standardization: conv_cfg=dict(type='ConvWS')"
     return None
 

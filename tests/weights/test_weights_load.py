@@ -153,7 +153,7 @@ def test_sharded_tensors_are_named(process_group, state):
 def test_quantized_tensors_are_named(state):
     name = "layer2.0.conv1.weight"
     quantized = torch.quantize_per_tensor(state[name], 0.1, 0, torch.qint8)
-    with pytest.raises(CheckpointError, match=f"{name} is quantised"):
+    with pytest.raises(CheckpointError, match=f"{name} is quantized"):
         load_pretrained(ResNet(**NARROW), {**state, name: quantized})
 
 

@@ -1,6 +1,6 @@
 """``init_cfg=dict(type='Pretrained', ...)`` with ``load_pretrained``.
 
-This replaces mmengine's initialiser and passes other modules on to it, so that the order of initialisation, and with it
+This replaces mmengine's initializer and passes other modules on to it, so that the order of initialization, and with it
 every random number, stays mmengine's. Other modules, such as mmdet's ResNeXt, are loaded here only if they ask for one
 of the named weights, whose server is gone.
 """
@@ -26,7 +26,7 @@ _DEFAULTS: dict[str, Any] = dict(strict=True, sha256=None, progress=True, input_
 
 
 class PretrainedInit(MMEnginePretrainedInit):
-    """Initialise a module from a checkpoint: a ResNet with ``load_pretrained``, other modules as mmengine does.
+    """Initialize a module from a checkpoint: a ResNet with ``load_pretrained``, other modules as mmengine does.
 
     Args:
         checkpoint: The source, as in ``load_pretrained``.

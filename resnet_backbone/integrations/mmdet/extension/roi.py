@@ -53,7 +53,7 @@ def roi_align_forward(
         spatial_scale: Size of a pixel of the image in pixels of the features.
         sampling_ratio: Samples in each row and column of a bin; 0 for as many as the bin has pixels.
         pool_mode: 0 for maxima, 1 for averages.
-        aligned: Whether pixel centres lie at half integers.
+        aligned: Whether pixel centers lie at half integers.
     """
     features, rois = at_least_single(input, rois)
     bins = (aligned_height, aligned_width)
@@ -243,8 +243,8 @@ def _corners(y: Tensor, x: Tensor, height: int, width: int) -> tuple[Tensor, Ten
     Up to one pixel outside counts as the border, what lies beyond as zero.
     """
     inside = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
-    y_low, y_high, y_part = _neighbours(y, height)
-    x_low, x_high, x_part = _neighbours(x, width)
+    y_low, y_high, y_part = _neighbors(y, height)
+    x_low, x_high, x_part = _neighbors(x, width)
     rows = torch.stack((y_low, y_low, y_high, y_high), dim=-1)
     columns = torch.stack((x_low, x_high, x_low, x_high), dim=-1)
     weight = torch.stack((1 - y_part, 1 - y_part, y_part, y_part), dim=-1)
@@ -252,7 +252,7 @@ def _corners(y: Tensor, x: Tensor, height: int, width: int) -> tuple[Tensor, Ten
     return rows * width + columns, weight * inside.unsqueeze(-1)
 
 
-def _neighbours(position: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+def _neighbors(position: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """The pixels on both sides of a position, and how far it lies towards the second.
 
     At the border the second is the first, and the gradient of the position is that of the unclamped one, as in mmcv.
