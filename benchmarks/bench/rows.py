@@ -6,7 +6,7 @@ import copy
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,8 @@ def rows_for(settings: Settings) -> dict[str, Builder]:
             "folded, channels_last": _ours(fold_norm=True, channels_last=True),
             "folded, compiled": _ours(fold_norm=True, compiled=True),
             "folded, channels_last, compiled": _ours(fold_norm=True, channels_last=True, compiled=True),
+            "exact, channels_last, compiled, budget 0.3": _within_budget(0.3, channels_last=True),
+            "folded, channels_last, compiled, budget 0.5": _within_budget(0.5, fold_norm=True, channels_last=True),
             "folded, channels_last, bf16 convolutions": _bf16_convolutions,
             **peers,
             "mmengine efficient_conv_bn_eval": _efficient_conv_bn_eval,
@@ -138,6 +140,27 @@ def _ours(
         backbone.to(dtype)
         forward = _compile(backbone, settings) if compiled else backbone
         return Row("", lambda x: forward(x.to(dtype)), backbone, compiled=compiled)
+
+    return build
+
+
+def _within_budget(budget: float, **arguments: Any) -> Builder:
+    """A compiled network whose compiler may save only this share of the activations, and recomputes the rest."""
+
+    def build(settings: Settings) -> Row:
+        from torch._functorch import config
+        from torch._inductor.compile_fx import compile_fx
+
+        if not hasattr(config, "activation_memory_budget"):
+            raise UnavailableError("needs torch 2.4 or newer")
+
+        # A backend of its own, because dynamo would reuse what it has compiled for another row.
+        def inductor(graph: Any, inputs: Any) -> Any:
+            with config.patch(activation_memory_budget=budget):
+                return compile_fx(graph, inputs)
+
+        compiled: Any = torch.compile(reference(settings, **arguments), fullgraph=True, backend=inductor)
+        return replace(_row("", compiled, settings), compiled=True)
 
     return build
 
