@@ -286,3 +286,26 @@ def test_synchronized_batch_norm_in_one_process_is_batch_norm():
     torch.testing.assert_close(statistics, expected_statistics)
     for mine, theirs in zip(grads, torch.autograd.grad(expected, leaves, grad)):
         torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_maximum_of_roi_align(aligned):
+    features = torch.randn(2, 3, 9, 11)
+    rois = torch.tensor([[0, 1.0, 2.0, 13.0, 15.0], [1, 4.0, 0.0, 20.0, 9.0]])
+    options = dict(aligned_height=2, aligned_width=3, spatial_scale=0.5, sampling_ratio=2, aligned=aligned)
+    output, rows, columns = (torch.empty(2, 3, 2, 3) for _ in range(3))
+    ext.roi_align_forward(features, rois, output, rows, columns, pool_mode=0, **options)
+    # Twice as many bins with one sample each have the same samples, and their average is the sample.
+    samples = torch.empty(2, 3, 4, 6)
+    finer = options | dict(aligned_height=4, aligned_width=6, sampling_ratio=1)
+    ext.roi_align_forward(features, rois, samples, rows, columns, pool_mode=1, **finer)
+    torch.testing.assert_close(output, F.max_pool2d(samples, 2))
+    grad = torch.rand_like(output)
+    gradient, expected = torch.empty_like(features), torch.empty_like(features)
+    ext.roi_align_backward(grad, rois, rows, columns, gradient, pool_mode=0, **options)
+    chosen = torch.zeros_like(samples)
+    positions = F.max_pool2d(samples, 2, return_indices=True)[1]
+    chosen.flatten(2).scatter_(2, positions.flatten(2), grad.flatten(2))
+    ext.roi_align_backward(chosen, rois, rows, columns, expected, pool_mode=1, **finer)
+    torch.testing.assert_close(gradient, expected)
+    assert gradient.any()
