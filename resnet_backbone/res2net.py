@@ -14,6 +14,7 @@ from .blocks import Bottleneck
 from .errors import ArgumentError, check_channels, is_int
 from .layers.build import build_conv_layer, build_norm_layer
 from .layers.dimensions import avg_pool3, spatial_dims_of
+from .res_layer import ResLayer
 from .resnet import ResNet
 
 __all__ = ["Bottle2neck", "Res2Net"]
@@ -92,6 +93,17 @@ class Bottle2neck(Bottleneck):
         return torch.cat(outs, dim=1)
 
 
+class Res2Layer(ResLayer):
+    """One stage of a Res2Net: in the first block, a part is not added to the next one.
+
+    Args:
+        **kwargs: The arguments of ``ResLayer`` and ``Bottle2neck``.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(first_block={"stage_type": "stage"}, **kwargs)
+
+
 class Res2Net(ResNet):
     """Res2Net v1d (Gao et al., 2019, https://arxiv.org/abs/1904.01169), without its classifier.
 
@@ -154,8 +166,7 @@ class Res2Net(ResNet):
 
     @override
     def make_res_layer(self, **kwargs: Any) -> nn.Module:
-        return super().make_res_layer(
-            first_block={"stage_type": "stage"},
+        return Res2Layer(
             scales=self.scales,
             base_width=self.base_width,
             base_channels=self.base_channels,
