@@ -138,7 +138,7 @@ class Deployed(nn.Module):
     @override
     def train(self, mode: bool = True) -> Self:
         super().train(False)
-        self.training = mode  # of the backbone alone, for _check_input
+        self.training = mode  # only of the backbone itself, for _check_input
         return self
 
     @override

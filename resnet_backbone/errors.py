@@ -41,34 +41,34 @@ class ArgumentTypeError(ArgumentError, TypeError):
 
 
 class UnknownNameError(ArgumentError, KeyError):
-    """Nothing is registered under a name: a depth, a layer type, a plugin type."""
+    """A name is not registered: a depth, a layer type, a plugin type."""
 
     # KeyError prints the repr of its message.
     __str__ = Exception.__str__
 
 
 class DeployedError(RuntimeError):
-    """An operation that a deployed backbone, which has no batch norms, does not support."""
+    """A deployed backbone does not support the operation, because it has no batch norms."""
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be read, or whose weights cannot be used."""
+    """The checkpoint cannot be read, or its weights cannot be used."""
 
 
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
-    """A path without a file, or a name whose weights are no longer available."""
+    """The file does not exist, or the weights are no longer available."""
 
 
 class DownloadError(CheckpointError, OSError):
-    """A file that could not be downloaded, or that is damaged or has the wrong hash."""
+    """The file could not be downloaded, is damaged, or has the wrong hash."""
 
 
 class UnsafeCheckpointError(CheckpointError):
-    """A file that would import or call something beyond tensors, arrays and plain containers; none of it has run."""
+    """Unpickling the file would run code, since it has more than tensors, arrays and plain containers. None was run."""
 
 
 class MismatchError(CheckpointError):
-    """A readable checkpoint that does not match the backbone."""
+    """The checkpoint does not match the backbone."""
 
 
 def printable(text: str, most: int = 200) -> str:
@@ -80,7 +80,7 @@ def printable(text: str, most: int = 200) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ``" Did you mean 'X'?"`` for the nearest known name, or an empty string if none is near.
+    """Return ``" Did you mean 'X'?"`` for the closest known name, or an empty string.
 
     Args:
         name: The name that was given.

@@ -356,7 +356,7 @@ def _check_num_classes(num_classes: Any, out_indices: Any, padding: str) -> None
         if padding == "reference":
             raise ArgumentError(
                 "num_classes must be given with padding='reference', whose branches differ in length and can be fused "
-                "after averaging alone, got num_classes=None"
+                "only after averaging, got num_classes=None"
             )
         return
     check_channels("num_classes", num_classes)

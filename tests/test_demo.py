@@ -79,8 +79,8 @@ def test_photographs_are_rotated_and_resized(tmp_path):
     ("name", "content", "words"),
     [
         ("missing.jpg", None, "does not exist"),
-        ("text.jpg", b"hello", "is not one"),
-        ("empty.png", b"", "is not one"),
+        ("text.jpg", b"hello", "image must be a photograph"),
+        ("empty.png", b"", "image must be a photograph"),
         (
             "cut.png",
             b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x01\x00\x00\x00\x01\x00\x08\x02\x00\x00\x00",

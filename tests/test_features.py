@@ -100,7 +100,7 @@ def test_rgb_is_assumed_without_preprocessing_in_the_weights(photo, drawn, tmp_p
     file = tmp_path / "mine.pth"
     torch.save({"state_dict": {f"backbone.{name}": value for name, value in source.state_dict().items()}}, file)
     assert main(["features", photo, "--weights", str(file), "--out", str(tmp_path / "out.png")]) == 0
-    assert "The weights do not say how to normalize images" in capsys.readouterr().out
+    assert "The preprocessing of these weights is unknown" in capsys.readouterr().out
     assert drawn[0][2].endswith("RGB images")
     assert_same_bits(
         [torch.from_numpy(level.features) for level in drawn[0][0]],
@@ -123,9 +123,9 @@ def test_images_are_normalised_in_the_weights_order(preprocessing, order):
     ("arguments", "words"),
     [
         (["missing.jpg"], "image 'missing.jpg' cannot be read: missing.jpg does not exist"),
-        (["{config}"], "is not one"),
+        (["{config}"], "image must be a photograph"),
         (["{photo}", "--depth", "51"], "invalid depth 51"),
-        (["{photo}", "--config", "missing.py"], "config 'missing.py' is no file"),
+        (["{photo}", "--config", "missing.py"], "config 'missing.py' is not a file"),
         (["{photo}", "--config", "{neck}"], "has neither model.backbone nor backbone with a type"),
         (["{photo}", "--config", "{signals}"], "must take photographs, (N, 3, H, W): got ResNet with 1 dimensions"),
         (["{photo}", "--config", "{gray}"], "and in_channels=1"),

@@ -250,7 +250,7 @@ def test_command(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--depth", "51"], "invalid depth 51"),
-        (["--config", "missing.py"], "config 'missing.py' is no file, and no config 'missing.py' ships"),
+        (["--config", "missing.py"], "config 'missing.py' is not a file, and no config 'missing.py' ships"),
         (["--config", "_base_/backbones/resnet19.py"], "Did you mean '_base_/backbones/resnet1"),
         (["--cfg-options", "frozen"], "--cfg-options cannot set 'frozen': write key=value"),
         (["--cfg-options", "norm_cfg=dict(type='GN',num_groups=32)"], "a dict key by key, as in norm_cfg.type=GN"),

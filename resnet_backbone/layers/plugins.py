@@ -78,7 +78,7 @@ def _dry_run(layer: nn.Module, name: str, in_channels: int, dims: int = 2) -> No
 def _runs(layer: nn.Module, in_channels: int, dims: int) -> bool:
     try:
         return isinstance(_run_copy(layer, in_channels, dims), Tensor)
-    except Exception:  # noqa: BLE001 - whatever the plugin raises
+    except Exception:  # noqa: BLE001 - the plugin may raise anything
         return False
 
 

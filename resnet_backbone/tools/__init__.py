@@ -1,1 +1,1 @@
-"""Commands, and what they show: nothing here is needed by a program that uses the networks."""
+"""The commands; programs that use the networks do not need them."""

@@ -61,11 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--eval", action="store_true", help="in eval mode (default: train mode)")
     info.set_defaults(run=show_info)
 
-    weights = commands.add_parser("weights", help="report how a checkpoint would load, without changing anything")
+    weights = commands.add_parser("weights", help="report how a checkpoint loads into a backbone")
     weights.add_argument("source", metavar="SOURCE", nargs="?", help="a path, a URL, torchvision://resnet50, ...")
     weights.add_argument("--list", action="store_true", help="show the table of named weights")
     _add_backbone(weights, "the checkpoint's")
-    weights.add_argument("--prefix", metavar="P", help="what precedes the names of the weights (default: found)")
+    weights.add_argument("--prefix", metavar="P", help="prefix of the network's keys in the file (default: found)")
     weights.add_argument("--no-strict", action="store_true", help="load what matches, and report the rest")
     weights.set_defaults(run=_weights)
 
@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     converting.add_argument("source", metavar="SOURCE", help="a path, a URL, torchvision://resnet50, ...")
     converting.add_argument("out", metavar="OUT", help="the file to write, .safetensors or .pth")
     _add_backbone(converting, "the checkpoint's")
-    converting.add_argument("--prefix", metavar="P", help="what precedes the names of the weights (default: found)")
+    converting.add_argument("--prefix", metavar="P", help="prefix of the network's keys in the file (default: found)")
     converting.set_defaults(
         run=lambda args: print(convert(args.source, args.out, args.config, args.depth, args.prefix))
     )

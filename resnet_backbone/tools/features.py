@@ -63,7 +63,7 @@ def run_features(image: str | None, config: str | None, depth: int | None, weigh
         report = load_pretrained(backbone, weights)
         print(report.summary())
         if report.preprocessing is None:
-            print("The weights do not say how to normalize images: normalized as in torchvision, RGB.")
+            print("The preprocessing of these weights is unknown: images are normalized as in torchvision.")
         preprocessing = report.preprocessing or IMAGENET_RGB
         about = f"weights {weights}, {'RGB' if preprocessing.bgr_to_rgb else 'BGR'} images"
     features = extract(backbone.eval(), photo, preprocessing)
@@ -87,7 +87,7 @@ def _check_output(out: str) -> None:
     if Path(out).suffix.lower() not in types:
         raise ArgumentError(f"out must end in one of {', '.join(types)}, got {out!r}")
     if not Path(out).parent.is_dir():
-        raise ArgumentError(f"out must be in a folder that exists, got {out!r}")
+        raise ArgumentError(f"out must be in an existing folder, got {out!r}")
 
 
 def _check_backbone(backbone: nn.Module) -> None:
@@ -118,7 +118,7 @@ def load_photograph(image: str | None) -> Tensor:
                 photo = Image.fromarray((np.asarray(photo) >> 8).clip(0, 255).astype(np.uint8))
             photo = photo.convert("RGB")
     except UnidentifiedImageError:
-        raise ArgumentError(f"image must be a photograph (JPEG, PNG, ...), and {str(path)!r} is not one") from None
+        raise ArgumentError(f"image must be a photograph (JPEG, PNG, ...), got {str(path)!r}") from None
     except (CheckpointError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ArgumentError(f"image {str(path)!r} cannot be read: {reason}") from error

@@ -1,4 +1,4 @@
-"""The work of ``resnet-backbone weights`` and ``resnet-backbone convert``."""
+"""The commands ``resnet-backbone weights`` and ``resnet-backbone convert``."""
 
 from __future__ import annotations
 
@@ -24,9 +24,13 @@ __all__ = ["backbone_for", "convert", "show_report", "table_text"]
 
 
 def table_text() -> str:
-    """The table of named weights, as text."""
-    meaning = {"SAME": "same weights", "RETRAINED": "another training", "NONE": "another network"}
-    lines = ["open-mmlab:// names, and where their weights can be had. None of them is verified tensor by tensor.", ""]
+    """Return the table of named weights."""
+    meaning = {
+        "SAME": "the same weights",
+        "RETRAINED": "the same network, trained again",
+        "NONE": "a different network",
+    }
+    lines = ["open-mmlab:// names and where to find their weights. The tensors were not compared.", ""]
     for relation, title in meaning.items():
         lines.append(f"{title}:")
         for entry in (entry for entry in NAMED if entry.relation == relation):
@@ -35,43 +39,43 @@ def table_text() -> str:
             lines.append(f"      {entry.origin}; images {entry.preprocessing}; style {entry.style}")
         lines.append("")
     lines.append(
-        "Any other training is loaded only where you name it. torchvision://, timm:// and hf:// take every name"
+        "Only the same weights are used in place of others. torchvision://, timm:// and hf:// accept every name"
     )
-    lines.append("that torchvision, timm and the Hugging Face hub have.")
+    lines.append("in torchvision, in timm and on the Hugging Face hub.")
     return "\n".join(lines)
 
 
 def show_report(source: str, config: str | None, depth: int | None, prefix: str | None, strict: bool = True) -> str:
-    """Say how a checkpoint would load into the backbone of ``backbone_for``; raise if it would not."""
+    """Return the report of loading a checkpoint into the result of ``backbone_for``."""
     backbone = backbone_for(source, config, depth, prefix)
     return str(load_pretrained(backbone, source, prefix=prefix, strict=strict))
 
 
 def convert(source: str, out: str, config: str | None, depth: int | None, prefix: str | None) -> str:
-    """Write a checkpoint in mmdet's names to the file ``out``, ``.safetensors`` or ``.pth``, and say what was done.
+    """Write a checkpoint with mmdet's names to ``out``, a ``.safetensors`` or ``.pth`` file, and return a report.
 
     Raises:
-        CheckpointError: The checkpoint would not load into the backbone of ``backbone_for``.
-        ArgumentError: ``out`` has another suffix or cannot be written.
+        CheckpointError: The checkpoint does not load into the result of ``backbone_for``.
+        ArgumentError: ``out`` has a different suffix or cannot be written.
     """
     target = Path(out)
     if target.suffix not in (".safetensors", ".pth"):
         raise ArgumentError(f"OUT must end in .safetensors or .pth, got {out!r}")
     if target.is_dir() or not target.parent.is_dir():
-        problem = "is a folder" if target.is_dir() else "lies in a folder that does not exist"
-        raise ArgumentError(f"OUT must be a file in a folder that exists; {out!r} {problem}")
+        problem = "is a folder" if target.is_dir() else "is in a folder that does not exist"
+        raise ArgumentError(f"OUT must be a file in an existing folder; {out!r} {problem}")
     backbone = backbone_for(source, config, depth, prefix)
     report = load_pretrained(backbone, source, prefix=prefix)
     state = {name: value.contiguous() for name, value in backbone.state_dict().items() if name not in report.added}
     provenance = _provenance(source, report)
-    # The file gets its name when it is whole.
+    # The file gets its name when it is complete.
     part = target.with_name(f"{target.name}.part")
     try:
         _save(state, provenance, part, target.suffix)
         part.replace(target)
     except ArgumentError:
         raise
-    except Exception as error:  # where the disk is full, torch and safetensors have exceptions of their own
+    except Exception as error:  # torch and safetensors have their own exceptions for a full disk
         raise ArgumentError(f"OUT {out!r} cannot be written: {error}") from error
     finally:
         part.unlink(missing_ok=True)
@@ -90,7 +94,7 @@ def _save(state: dict[str, torch.Tensor], provenance: dict[str, Any], path: Path
 
 
 def _provenance(source: str, report: LoadReport) -> dict[str, Any]:
-    """Where the weights came from and what they want, in plain types."""
+    """Return the source of the weights and the preprocessing that they expect, as plain types."""
     path = resolve(source, progress=False).path
     return {
         "version": __version__,
@@ -112,11 +116,12 @@ def backbone_for(source: str, config: str | None, depth: int | None, prefix: str
     Args:
         source: The checkpoint.
         config: A config file with the backbone.
-        depth: The depth of the ResNet; without either, the network that the file holds.
-        prefix: What precedes the network's names in the file.
+        depth: The depth of the ResNet. If it and ``config`` are ``None``, the network in the file is built.
+        prefix: Prefix of the network's keys in the file.
 
     Raises:
-        ArgumentError: The config or the depth is not allowed, or the file cannot be read or holds no known ResNet.
+        ArgumentError: The config or the depth is invalid.
+        CheckpointError: The file cannot be read, or has no ResNet that can be inferred.
     """
     if config is not None:
         return build_backbone(load_backbone_cfg(config))
@@ -127,11 +132,11 @@ def backbone_for(source: str, config: str | None, depth: int | None, prefix: str
 
 
 def _for_network(network: SourceNetwork, origin: str) -> nn.Module:
-    """Build the ResNet that a file holds, style aside, which no weight depends on."""
+    """Build the ResNet in a file, except for the style, which does not affect the weights."""
     architecture = network.architecture
     if architecture is None or architecture.depth not in (18, 34, 50, 101, 152) or architecture.groups > 1:
         name = "network" if architecture is None else architecture.name
-        raise CheckpointError(f"{origin} holds a {name}: give the config of its backbone with --config")
+        raise CheckpointError(f"{origin} has a {name}: give the config of its backbone with --config")
     cfg = architecture.config()
     if network.scheme.name == "Caffe2" and not any("_gn_" in name for name in network.names.values()):
         cfg["norm_cfg"] = {"type": "BN"}

@@ -1,4 +1,4 @@
-"""Pretrained weights: where a checkpoint comes from, whose names it uses, how well it matches."""
+"""Pretrained weights: find, read, translate and load checkpoints."""
 
 from ..errors import CheckpointError, CheckpointNotFoundError, DownloadError, MismatchError, UnsafeCheckpointError
 from .load import load_pretrained

@@ -1,4 +1,4 @@
-"""Which architecture a set of weights has, as its shapes tell: depth, stem, width, groups and norm layers."""
+"""Infer the architecture of a network from the shapes of its weights."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
 
 
 class Architecture(NamedTuple):
-    """The architecture of a residual network, as far as its weights tell.
+    """The architecture of a residual network, as far as its weights show it.
 
     Attributes:
         bottleneck: Whether its blocks are Bottlenecks.
-        blocks: Number of blocks of each stage, from the first stage on.
+        blocks: Number of blocks of each stage.
         deep_stem: Whether its stem has three convolutions.
-        stem_kernel: Kernel size of the stem's first convolution, such as ``(7, 7)``; empty where the file has none.
-        avg_down: Whether its shortcuts average before they project; ``None`` where the names do not tell.
+        stem_kernel: Kernel size of the stem's first convolution, such as ``(7, 7)``; empty if the file has none.
+        avg_down: Whether its shortcuts average before they project; ``None`` if the names do not show it.
         projection: Whether the first block of the first stage has a projection in its shortcut.
-        groups: Groups of the 3x3 convolutions of the first stage.
+        groups: Groups of the first stage's 3x3 convolutions.
         width: Channels of the first stage's 3x3 convolutions.
-        base_channels: A fourth of a Bottleneck's output channels, a BasicBlock's output channels, in the first stage.
-        running_statistics: Whether its norm layers keep running statistics: batch norm does, group norm does not.
+        base_channels: ``planes`` of the first stage: the output channels of a BasicBlock, a quarter of a Bottleneck's.
+        running_statistics: Whether its norm layers have running statistics, as batch norm does.
     """
 
     bottleneck: bool
@@ -52,12 +52,12 @@ class Architecture(NamedTuple):
 
     @property
     def depth(self) -> int | None:
-        """The depth by which the architecture is known; ``None`` for block counts that no depth has."""
+        """The depth in the architecture's usual name; ``None`` if there is none."""
         return _DEPTHS.get((self.bottleneck, self.blocks))
 
     @property
     def name(self) -> str:
-        """What people call it, such as ``'ResNet-50'`` or ``'ResNeXt-101 32x8d'``."""
+        """The usual name, such as ``'ResNet-50'`` or ``'ResNeXt-101 32x8d'``."""
         number = str(self.depth or f"like network of {'-'.join(map(str, self.blocks))} blocks")
         if self.bottleneck and self.width == 4 * self.base_channels:
             return f"RegNet of {'-'.join(map(str, self.blocks))} blocks"
@@ -71,7 +71,7 @@ class Architecture(NamedTuple):
         return f"ResNet-{number}{variant}"
 
     def config(self) -> dict[str, Any]:
-        """The arguments of a ``ResNet`` that has these shapes; its norm layers are batch or group norm."""
+        """The arguments of a ``ResNet`` with these shapes, with batch norm or group norm."""
         norm = {"type": "BN"} if self.running_statistics else {"type": "GN", "num_groups": 32}
         return {
             "depth": self.depth,
@@ -86,9 +86,9 @@ class Architecture(NamedTuple):
 
 
 def infer_architecture(shapes: Mapping[str, Shape], avg_down: bool | None = None) -> Architecture | None:
-    """Infer an architecture from the shapes of its tensors by canonical name.
+    """Infer an architecture from the shapes of its tensors by canonical name; ``None`` without a first block.
 
-    ``avg_down`` is whether shortcuts average, as far as names tell. ``None`` where there is no first block to go by.
+    ``avg_down`` becomes an attribute of the result.
     """
     first = shapes.get("layer1.0.conv1.weight")
     if first is None or len(first) < 3:
@@ -120,9 +120,9 @@ def _count_blocks(shapes: Mapping[str, Shape]) -> tuple[int, ...]:
 
 
 def describe_difference(file: Architecture, backbone: Architecture, depth: Any = None) -> str | None:
-    """Say why a file's architecture is not the backbone's, whose argument ``depth`` is given; ``None`` where it is.
+    """Describe how a file's architecture differs from that of a backbone with the argument ``depth``, if it does.
 
-    Only the stages that both have are compared, so a backbone of fewer stages fits a whole network's file.
+    Only stages that both have are compared, so a backbone with fewer stages matches the file of a whole network.
     """
     shared = min(len(file.blocks), len(backbone.blocks))
     other_depth = (file.bottleneck, file.blocks[:shared]) != (backbone.bottleneck, backbone.blocks[:shared])
@@ -152,28 +152,27 @@ def _with_width(architecture: Architecture) -> str:
     return name if base == 64 else f"{name} with base_channels={base}"
 
 
-# Networks that are close to a ResNet and are not one of this package's, by what only their keys hold. Each key stands
-# between line feeds.
+# Networks similar to a ResNet that this package does not have, by parts of their keys. Each key is between newlines.
 _OTHER_NETWORKS: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         ("attnpool.", "\nconv3.weight\n"),
-        "CLIP's ResNet, which averages in place of each stride: no ResNet of this package computes it. "
-        "torchvision://resnet50 and timm://resnet50.a1_in1k are ordinary ones",
+        "CLIP's ResNet, which averages instead of striding and is not available here. torchvision://resnet50 and "
+        "timm://resnet50.a1_in1k have ordinary ones",
     ),
     (
         ("layer1.0.conv1.0.0.weight\n", ".conv_b.conv_t.weight\n"),
-        "an R(2+1)D network, whose convolutions are split into space and time: no ResNet of this package computes it",
+        "an R(2+1)D network, whose convolutions are split into space and time, and which is not available here",
     ),
     (
         ("block1/unit01", "block1.unit01", "stages.0.blocks.0.norm1.weight\n"),
-        "a ResNetV2 (BiT and others), which normalizes before each convolution: no ResNet of this package computes it. "
-        "timm://resnet50.a1_in1k is an ordinary one",
+        "a ResNetV2 (such as BiT), which normalizes before each convolution and is not available here. "
+        "timm://resnet50.a1_in1k has an ordinary one",
     ),
-    (("conv2_block1_1_conv",), "Keras' ResNet: its release for PyTorch is torchvision://resnet50"),
+    (("conv2_block1_1_conv",), "Keras' ResNet: use torchvision://resnet50 instead"),
 )
 
 
 def other_network(keys: Iterable[str]) -> str | None:
-    """Say which network keys without prefix, or of a whole state dict, are of, if it is known not to be ours."""
+    """Describe the network of a state dict if it is known not to be one of this package, given keys without prefix."""
     text = "\n{}\n".format("\n".join(keys))
     return next((what for signs, what in _OTHER_NETWORKS if any(sign in text for sign in signs)), None)

@@ -1,7 +1,7 @@
-"""Download files: into torch.hub's cache, whole and checked or not at all; or by huggingface_hub into its own.
+"""Download files into torch.hub's cache or, with huggingface_hub, into its own.
 
-``torch.hub.download_url_to_file`` does not do: it waits for a silent server for ever, takes a body that ended early for
-the whole file, and follows redirects to ftp. A transfer that fails is begun again, not resumed.
+A file is cached only if it is complete. ``torch.hub.download_url_to_file`` has no timeout, accepts truncated responses,
+and follows redirects to ftp. A failed download starts over; it is not resumed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from torch.hub import tqdm  # type: ignore[attr-defined] # its own where tqdm is not installed
+from torch.hub import tqdm  # type: ignore[attr-defined] # works without tqdm
 
 from ..errors import ArgumentError, CheckpointError, CheckpointNotFoundError, DownloadError
 from ..version import __version__
@@ -43,9 +43,9 @@ __all__ = [
 
 ATTEMPTS = 4
 TIMEOUT = 30.0
-"""Seconds without a byte after which a transfer counts as stalled."""
+"""Seconds without data after which a download fails."""
 IMPATIENT_TIMEOUT = 10.0
-"""The same, for a server that is known to be gone."""
+"""The same, for a server that is probably gone."""
 PAUSE = 1.0
 """Seconds before the second attempt; each further pause is twice as long."""
 _CHUNK = 1 << 20
@@ -53,12 +53,12 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 def cache_dir() -> Path:
-    """The folder in which torch.hub keeps checkpoints, and this package too."""
+    """The folder of torch.hub's checkpoints, which this package shares."""
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def hash_in_name(name: str) -> str | None:
-    """Return the beginning of the SHA-256 in a file's name, as in ``resnet18-f37072fd.pth``; a date is not one."""
+    """Return the start of the SHA-256 in a file's name, as in ``resnet18-f37072fd.pth``; a date does not count."""
     match = re.search(r"-([0-9a-f]{8,64})\.", name)
     if match is None or re.fullmatch(r"(19|20)\d\d[01]\d[0-3]\d", match[1]):
         return None
@@ -66,10 +66,9 @@ def hash_in_name(name: str) -> str | None:
 
 
 def cached_path(url: str) -> Path:
-    """Return where the file of a URL is kept: where torch.hub would, if the file's name holds a hash.
+    """Return the path in the cache of the file at a URL: torch.hub's, if the file's name has a hash.
 
-    Other names are shared by different files (detectron2 has several ``R-50.pkl``), so a part of the cached name comes
-    from the URL.
+    Different files share other names (detectron2 has several ``R-50.pkl``), so a hash of the URL is added.
     """
     try:
         name = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name or "checkpoint"
@@ -97,7 +96,7 @@ def matches_hash(path: Path, expected: str) -> bool:
 
 
 def without_credentials(url: str) -> str:
-    """Return a URL without user name, password and query, which may hold tokens; any other text as it is."""
+    """Return a URL without user name, password and query, which may be secret, and any other text unchanged."""
     scheme, separator, rest = url.partition("://")
     if not separator or not re.fullmatch(r"[\w.+-]+", scheme):
         return url
@@ -112,22 +111,22 @@ def fetch(
     patient: bool = True,
     check: Callable[[Path], object] | None = None,
 ) -> Path:
-    """Return the local copy of a file, after downloading it if there is none yet.
+    """Return the cached copy of a file; download it if there is none.
 
     Args:
         url: An http or https URL.
-        sha256: The file's SHA-256, or its beginning; ``None`` means the one in its name, if there is one.
+        sha256: The file's SHA-256 or its first digits; ``None`` means those in its name, if any.
         progress: Whether to show a progress bar.
-        patient: Whether to try again after a failure, and to wait long for an answer.
+        patient: Whether to retry after a failure, and to wait longer for the server.
         check: Called with a new file that has no hash; if it raises, the file is not cached.
 
     Raises:
-        DownloadError: The file could not be downloaded or stored, or has another hash, or is a web page.
+        DownloadError: The file could not be downloaded or stored, has a different hash, or is a web page.
     """
     final = cached_path(url)
     expected = sha256 or hash_in_name(final.name)
     try:
-        # A file appears under its name when it is complete, so reading it needs no lock: the cache may be read-only.
+        # A file gets its name when it is complete, so reading it needs no lock, and the cache may be read-only.
         if _is_good(final, expected):
             return final
         locks = final.parent / ".locks"
@@ -150,7 +149,7 @@ def fetch(
 
 
 def _is_good(path: Path, expected: str | None) -> bool:
-    """Whether a file exists, is not empty, and has the hash that is expected of it."""
+    """Whether a file exists, is not empty, and has the expected hash, if any."""
     return path.is_file() and path.stat().st_size > 0 and (expected is None or matches_hash(path, expected))
 
 
@@ -163,23 +162,23 @@ def _download(
     check: Callable[[Path], object] | None,
 ) -> None:
     shown = without_credentials(url)
-    # The suffix stays, since it may tell how to read the file.
+    # The suffix may determine how the file is read.
     temporary = final.with_name(f".{uuid.uuid4().hex}.{final.name}")
     try:
         _transfer_with_retries(url, temporary, progress, patient)
         with temporary.open("rb") as file:
             head = file.read(1024)
         if not head:
-            raise DownloadError(f"{shown} is not kept: the server sent nothing")
+            raise DownloadError(f"{shown} was discarded: the server sent no data")
         if looks_like_html(head):
-            raise DownloadError(f"{shown} is not kept: the server sent a web page in place of the file")
+            raise DownloadError(f"{shown} was discarded: the server sent a web page instead of the file")
         if expected is not None and not matches_hash(temporary, expected):
-            raise DownloadError(f"{shown} is not kept: its SHA-256 does not begin with {expected}")
+            raise DownloadError(f"{shown} was discarded: its SHA-256 does not begin with {expected}")
         if expected is None and check is not None:
             check(temporary)
         temporary.replace(final)
     except CheckpointError as error:
-        # The temporary file is gone by the time anybody could look for it.
+        # The temporary file no longer exists when the message is read.
         raise type(error)(str(error).replace(str(temporary), shown)) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -210,7 +209,7 @@ def _reason(error: Exception) -> str:
 
 
 def _is_temporary(error: Exception) -> bool:
-    """Whether another attempt may succeed: not with a host that does not exist, a refusal, or an invalid URL."""
+    """Whether another attempt may succeed: not with an unknown host, a refused connection, or an invalid URL."""
     if isinstance(error, urllib.error.HTTPError):
         return error.code in (408, 425, 429) or error.code >= 500
     reason = getattr(error, "reason", error)
@@ -221,9 +220,9 @@ def _is_temporary(error: Exception) -> bool:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to http and https alone, and none from https to http."""
+    """Follows redirects only to http and https, and not from https to http."""
 
-    # urllib itself follows 308 since Python 3.11.
+    # urllib follows 308 only since Python 3.11.
     http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
@@ -237,14 +236,14 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _transfer(url: str, path: Path, progress: bool, timeout: float) -> None:
-    # As browsers do, for URLs with spaces or letters beyond ASCII in them; what is escaped already stays.
+    # Escape spaces and non-ASCII characters, as browsers do.
     escaped = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]", errors="surrogateescape")
     headers = {"User-Agent": f"resnet_backbone/{__version__}", "Accept-Encoding": "identity"}
     request = urllib.request.Request(escaped, headers=headers)
     with urllib.request.build_opener(_Redirects).open(request, timeout=timeout) as response, path.open("wb") as file:
         encoding = response.headers.get("Content-Encoding", "identity")
         if encoding != "identity":
-            raise DownloadError(f"{without_credentials(url)} is not kept: the server sent it re-encoded ({encoding})")
+            raise DownloadError(f"{without_credentials(url)} was discarded: the server sent it encoded ({encoding})")
         length = response.headers.get("Content-Length", "")
         total = int(length) if length.isdigit() else None
         name = os.fsdecode(path.name).partition(".")[2].partition(".")[2]
@@ -260,32 +259,32 @@ _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pth.tar", ".pkl")
 
 
 def timm_repository(name: str) -> str:
-    """Return the repository of a timm model, such as ``resnet50d.ra2_in1k``; without a tag timm knows which."""
+    """Return the repository of a timm model such as ``resnet50d.ra2_in1k``; timm knows the default tag."""
     if "." in name:
         return f"timm/{name}"
     try:
         from timm.models import get_pretrained_cfg
     except ImportError as error:
         raise CheckpointError(
-            f"timm://{name} does not say which weights: write them, as in timm://resnet50d.ra2_in1k, "
-            "or pip install timm for its default"
+            f"timm://{name} has no tag: add one, as in timm://resnet50d.ra2_in1k, or pip install timm, which knows "
+            "the default"
         ) from error
     try:
         tag = getattr(get_pretrained_cfg(name), "tag")  # noqa: B009 - None where timm has no weights
     except (RuntimeError, AttributeError) as error:
-        raise CheckpointError(f"timm://{name}: timm has no weights of this name") from error
+        raise CheckpointError(f"timm://{name}: timm has no weights with this name") from error
     return f"timm/{name}.{tag}"
 
 
 def fetch_from_hub(repository: str, file: str | None) -> tuple[Path, Preprocessing | None]:
-    """Return the local copy of a file on the Hugging Face hub, and the preprocessing that its repository says.
+    """Return the cached copy of a file on the Hugging Face hub, and the preprocessing that its repository states.
 
     Args:
-        repository: ``ORG/REPO``; ``ORG/REPO@REVISION`` for other than the newest version.
+        repository: ``ORG/REPO`` or ``ORG/REPO@REVISION``.
         file: The file; ``None`` means the repository's weights.
 
     Raises:
-        CheckpointError: There is no such repository or file, it could not be fetched, or huggingface_hub is missing.
+        CheckpointError: The repository or file does not exist or cannot be downloaded, or huggingface_hub is missing.
     """
     try:
         from huggingface_hub import errors, hf_hub_download
@@ -305,7 +304,7 @@ def fetch_from_hub(repository: str, file: str | None) -> tuple[Path, Preprocessi
         raise CheckpointNotFoundError(f"the hub has no {file or 'weights'} in {repository}: {_brief(error)}") from error
     except CheckpointError:
         raise
-    except Exception as error:  # the client's transport changed from version to version, and its errors too
+    except Exception as error:  # the client's exceptions change from version to version
         raise DownloadError(f"{repository} cannot be downloaded from the hub: {_brief(error)}") from error
 
     def read(name: str) -> str:
@@ -315,7 +314,7 @@ def fetch_from_hub(repository: str, file: str | None) -> tuple[Path, Preprocessi
 
 
 def _fetch_file(file: str | None, where: dict[str, Any]) -> Path:
-    """Download a file, or the one that holds a repository's weights; with an index, the shards that it lists."""
+    """Download a file, or the one with a repository's weights; for an index, also the shards that it lists."""
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -334,13 +333,15 @@ def _fetch_file(file: str | None, where: dict[str, Any]) -> Path:
 
 
 def _choose(repository: str, files: list[str]) -> str:
-    """Choose the file that holds a repository's weights."""
+    """Choose the file with a repository's weights."""
     usual = [name for name in (SINGLE_NAMES[1], *INDEX_NAMES) if name in files]
     candidates = usual[:1] or [name for name in files if name.endswith(_SUFFIXES)]
     if len(candidates) == 1:
         return candidates[0]
     found = ", ".join(candidates) or "none"
-    raise CheckpointNotFoundError(f"{repository} has not one file of weights but {found}: write hf://{repository}/FILE")
+    raise CheckpointNotFoundError(
+        f"{repository} must have one file of weights, got {found}: use hf://{repository}/FILE"
+    )
 
 
 def _brief(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Load a checkpoint into a backbone: open it, find the network that is meant, and load all of it or nothing."""
+"""Load a checkpoint into a backbone: open the file, find the network in it, and load all of it or nothing."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from .sources import ResolvedSource, resolve
 
 __all__ = ["containers", "find_backbone", "find_network", "load_pretrained", "open_checkpoint"]
 
-# What frameworks call the weights averaged over training (EMA); these are what they evaluate.
+# Names of weights that were averaged over training (EMA), which are the ones that frameworks evaluate.
 _AVERAGED = ("ema", "ema_model", "model_ema", "state_dict_ema", "model_ema_state_dict", "ema_model_state_dict")
-# Which of several other state dicts people mean, most wanted first. mmengine's EMA hook swaps the two when it saves, so
-# that the averaged weights are in state_dict.
+# Names of other state dicts, in order of preference. mmengine's EMA hook swaps the two when it saves, so that the
+# averaged weights are in state_dict.
 _CONTAINERS = ("state_dict", "ema_state_dict", "model", "model_state", "model_state_dict", "teacher")
-# Which of several networks in one state dict: the one that self-supervised methods hand on.
+# Prefixes of networks in one state dict, in order of preference: self-supervised methods pass on the query encoder.
 _PREFIXES = ("encoder_q.", "base_encoder.", "backbone.", "")
 # More networks than this in one file are not compared with the backbone one by one.
 _MAX_NETWORKS = 64
-# No parameter has a longer name.
+# Longer keys are not parameter names.
 _MAX_KEY_LENGTH = 300
 
 
@@ -50,36 +50,38 @@ def load_pretrained(
     map_location: Any = "cpu",
     input_channels: InputChannels = "repeat",
 ) -> LoadReport:
-    """Load pretrained weights, whatever framework wrote them, into a backbone.
+    """Load pretrained weights from any framework into a backbone.
 
-    The file's names are recognized and translated. Nothing is changed unless everything that the backbone needs is
-    there and sound; after an exception the backbone is as it was before.
+    Parameter names are recognized and translated. The backbone changes only if the file has everything that it needs;
+    after an exception it is unchanged.
 
     Args:
-        backbone: A ResNet of this package, or a network that names its parts likewise; or a module that holds one:
-            ``DistributedDataParallel``, ``torch.compile``'s, an averaged model, ``with_fpn``'s, a whole detector.
+        backbone: A ResNet of this package, another network with the same parameter names, or a module that contains
+            one: ``DistributedDataParallel``, a compiled or averaged model, the result of ``with_fpn``, a detector.
         source: A path (``.pth``, ``.pt``, ``.pth.tar``, ``.safetensors``, detectron2's ``.pkl``, Paddle's
             ``.pdparams``, the index of a sharded checkpoint), an http or https URL, ``torchvision://resnet50``,
             ``torchvision://ResNet50_Weights.IMAGENET1K_V2``, ``timm://resnet50d.ra2_in1k``, ``hf://ORG/REPO/FILE``,
-            ``detectron2://PATH``, ``open-mmlab://NAME``, or whatever mmengine has a loader for; or a state dict.
-        prefix: What precedes the network's names in the file, such as ``'backbone.'``; ``None`` finds it.
-        strict: Refuse a file that lacks a tensor of the backbone, holds one of another shape, or is of another network.
-            Otherwise what matches is loaded, and the report says what does not.
+            ``detectron2://PATH``, ``open-mmlab://NAME``, any other source that mmengine has a loader for, or a state
+            dict.
+        prefix: Prefix of the network's keys in the file, such as ``'backbone.'``; ``None`` finds it.
+        strict: Refuse a file that lacks a tensor of the backbone, has one of another shape, or is of another network.
+            Otherwise load what matches; the report lists the rest.
         sha256: The file's SHA-256, or its first 8 digits or more.
         progress: Whether to show a progress bar while downloading.
-        map_location: Where the file's tensors are read to, as in ``torch.load``. The backbone stays where it is.
-        input_channels: The first convolution's weights where the backbone has another number of input channels than
-            the file: ``'repeat'`` repeats the file's and keeps the sum (and adds them up for one channel), ``'red'``
-            adds copies of the red one, ``'zeros'`` adds zeros; a mapping names, for each of the backbone's channels,
-            the file's channel to copy, by its index or as ``'red'``, ``'green'`` or ``'blue'``, and zeros the others.
+        map_location: Device of the tensors that are read, as in ``torch.load``. The backbone stays on its device.
+        input_channels: How to adapt the first convolution if the backbone has a different number of input channels
+            than the file: ``'repeat'`` repeats the file's channels and keeps the sum (for one channel, it adds them
+            up), ``'red'`` adds copies of the red channel, ``'zeros'`` adds zeros. A mapping gives, for each input
+            channel of the backbone, the file's channel to copy, as an index or as ``'red'``, ``'green'`` or
+            ``'blue'``; the other channels are zero.
 
     Returns:
-        What was loaded, what was not, and which images the weights take.
+        What was loaded, what was not, and which images the weights expect.
 
     Raises:
-        CheckpointError: The file cannot be had or read, or does not match; the subclasses tell these apart.
-        ArgumentError: An argument has a value that is not allowed, or ``backbone`` holds several ResNets.
-        DeployedError: The backbone is deployed and compiled: its weights are constants.
+        CheckpointError: The file cannot be found, downloaded or read, or does not match: see the subclasses.
+        ArgumentError: An argument has an invalid value, or ``backbone`` contains several ResNets.
+        DeployedError: The backbone is deployed and compiled, so its weights are constants.
 
     Examples:
         >>> from resnet_backbone import ResNet, load_pretrained
@@ -107,14 +109,14 @@ def load_pretrained(
 
 
 def find_backbone(module: nn.Module) -> nn.Module:
-    """Return the one ResNet in a module: the module itself, or what it wraps or holds."""
+    """Return the ResNet in a module: the module itself, or one that it wraps or contains."""
     matches = find_prefixes(strip_wrappers(key) for key in module.state_dict())
     prefixes = list(dict.fromkeys(match.prefix for match in matches if match.scheme.is_own))
     if len(prefixes) > 1 and "" not in prefixes:
         names = ", ".join(prefix.rstrip(".") for prefix in prefixes)
-        raise ArgumentError(f"backbone must be one ResNet; this {type(module).__name__} holds several: {names}")
+        raise ArgumentError(f"backbone must be one ResNet; this {type(module).__name__} contains several: {names}")
     prefix = "" if not prefixes or "" in prefixes else prefixes[0]
-    # Of a wrapper and what it wraps, the latter: a compiled module inside DistributedDataParallel, for example.
+    # The innermost of nested wrappers, such as a compiled module in DistributedDataParallel.
     paths = [name for name, _ in module.named_modules() if strip_wrappers(f"{name}." if name else "") == prefix]
     return module.get_submodule(max(paths, key=len))
 
@@ -170,9 +172,9 @@ def _report(
 
 
 def _copy(backbone: nn.Module, loaded: Mapping[str, Tensor]) -> None:
-    """Load tensors, all of which are known to match, into a backbone; undo it should that fail all the same.
+    """Load matching tensors by ``load_state_dict``, so that the backbone's own checks and hooks apply.
 
-    ``load_state_dict`` does it, so that the backbone's own checks and hooks apply.
+    If one of them raises, the backbone gets its old values back.
     """
     state = backbone.state_dict()
     before = {name: state[name].detach().clone() for name in loaded}
@@ -200,7 +202,7 @@ class _Place(NamedTuple):
         return any(part in _AVERAGED for part in str(self).split("."))
 
     def rank(self) -> tuple[bool, int, int]:
-        """Where people would look first."""
+        """Sort key: the network that people most likely mean comes first."""
         last, bare = self.container.rpartition(".")[2], self.match.prefix.removeprefix("module.")
         return not self.is_averaged, _index(_CONTAINERS, last), _index(_PREFIXES, bare)
 
@@ -212,7 +214,7 @@ def _index(names: Sequence[str], name: str) -> int:
 def open_checkpoint(
     source: str | os.PathLike[str], sha256: str | None = None, progress: bool = True, map_location: Any = "cpu"
 ) -> tuple[ResolvedSource, Any]:
-    """Return where a checkpoint was found, and what it holds; the arguments are those of ``load_pretrained``."""
+    """Find and read a checkpoint; the arguments are those of ``load_pretrained``."""
     resolved = resolve(source, sha256, progress, map_location)
     if resolved.path is None:
         return resolved, resolved.content
@@ -225,15 +227,15 @@ def open_checkpoint(
 
 
 def containers(checkpoint: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield each dict in a checkpoint that holds tensors or arrays, and the keys that lead to it, joined by dots.
+    """Yield each dict of a checkpoint that has tensors or arrays, with the keys that lead to it, joined by dots.
 
-    Keys that could not be shown are escaped. Optimizer states are left out.
+    Unprintable keys are escaped. Optimizer states are left out.
     """
     yield from _containers(checkpoint, "", 0, set())
 
 
 def _containers(node: Any, path: str, depth: int, seen: set[int]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    # A dict may lie in a file at several places, in itself among them.
+    # A dict may occur several times, even in itself.
     if not isinstance(node, Mapping) or depth > 4 or id(node) in seen:
         return
     seen.add(id(node))
@@ -248,11 +250,11 @@ def _containers(node: Any, path: str, depth: int, seen: set[int]) -> Iterator[tu
 
 def _tensor(value: Any) -> Tensor | None:
     if isinstance(value, Tensor):
-        # Sparse and nested tensors are no layer's weights.
+        # No layer has sparse or nested weights.
         return value.detach() if value.layout is torch.strided and not value.is_nested else None
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
         try:
-            # PyTorch takes neither other byte orders nor negative strides.
+            # PyTorch supports neither other byte orders nor negative strides.
             return torch.from_numpy(value.astype(value.dtype.newbyteorder("="), order="C", copy=False))
         except TypeError:  # a dtype that this version of PyTorch does not have
             return None
@@ -260,12 +262,16 @@ def _tensor(value: Any) -> Tensor | None:
 
 
 def find_network(checkpoint: Any, prefix: str | None, origin: str, backbone: nn.Module | None = None) -> SourceNetwork:
-    """Find the network that a checkpoint is about: of several the one that matches the backbone best.
+    """Find the network in a checkpoint. If there are several, the one that matches the backbone best is returned.
 
-    ``prefix`` precedes the network's names, and ``None`` finds it; ``origin`` is the checkpoint's place, for messages.
+    Args:
+        checkpoint: The content of the file.
+        prefix: Prefix of the network's keys; ``None`` finds it.
+        origin: Path or URL of the checkpoint, for messages.
+        backbone: The backbone to match.
 
     Raises:
-        CheckpointError: There is none, or there are several and nothing tells which is meant.
+        CheckpointError: There is no network, or several match equally well.
     """
     places: list[_Place] = []
     keys: list[str] = []
@@ -273,7 +279,7 @@ def find_network(checkpoint: Any, prefix: str | None, origin: str, backbone: nn.
         state = {
             strip_wrappers(key): value
             for key, value in tensors.items()
-            # Reports and messages repeat keys, so one that would control the terminal is not taken for a name.
+            # Reports and messages repeat keys, which must not control the terminal.
             if len(key) <= _MAX_KEY_LENGTH and key.isprintable()
         }
         keys += state
@@ -285,13 +291,11 @@ def find_network(checkpoint: Any, prefix: str | None, origin: str, backbone: nn.
         places = [place for place, _ in found]
     if len(places) > 1:
         names = listed((repr(str(place)) for place in places), most=10)
-        raise CheckpointError(
-            f"{origin} holds {len(places)} networks, under the prefixes {names}: say which, as prefix="
-        )
+        raise CheckpointError(f"{origin} has {len(places)} networks, with the prefixes {names}: choose one by prefix=")
     place, network = found[0]
     other = other_network(key.removeprefix(network.prefix) for key in place.state)
     if other is not None:
-        raise MismatchError(f"{origin} does not match: it holds {other}")
+        raise MismatchError(f"{origin} does not match: it has {other}")
     return replace(network, container=place.container, keys=tuple(place.state), averaged=place.is_averaged)
 
 
@@ -300,13 +304,13 @@ def _with_prefix(places: list[_Place], prefix: str | None) -> list[_Place]:
         return places
     wanted = prefix if not prefix or prefix.endswith((".", "/", "_")) else f"{prefix}."
     by_key = [place for place in places if place.match.prefix.startswith(wanted)]
-    # The keys that lead to the state dict may precede it, so that of two state dicts either can be meant.
+    # The prefix may include the keys that lead to the state dict, to choose between two of them.
     return by_key or [place for place in places if str(place).startswith(wanted)]
 
 
 def _nothing_found(keys: list[str], prefix: str | None) -> str:
     if not keys:
-        return "holds no tensors"
+        return "has no tensors"
     if prefix is not None:
         others = sorted({match.prefix for match in find_prefixes(keys)})
         return f"has no ResNet under prefix={prefix!r}" + (
@@ -314,13 +318,13 @@ def _nothing_found(keys: list[str], prefix: str | None) -> str:
         )
     other = other_network(keys)
     if other is not None:
-        return f"holds {other}"
+        return f"has {other}"
     some = ", ".join(keys[:4])
-    return f"holds no ResNet under any names that are known here: its {len(keys)} keys begin with {some}"
+    return f"has no ResNet with known parameter names: its {len(keys)} keys begin with {some}"
 
 
 def _best(found: list[tuple[_Place, SourceNetwork]], backbone: nn.Module | None) -> list[tuple[_Place, SourceNetwork]]:
-    """Narrow several networks down: to those that match best, then to those that people mean."""
+    """Reduce several networks to those that match best, then to those that people most likely mean."""
     if backbone is not None and len(found) > 1:
         sizes = [len(match_state_dict(backbone, network).loaded) for _, network in found]
         found = [item for item, size in zip(found, sizes) if size == max(sizes)]

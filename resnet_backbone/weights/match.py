@@ -1,4 +1,4 @@
-"""How well the weights in a file match a backbone: what goes where, computed before anything is changed."""
+"""Match the tensors of a file to those of a backbone, without changing the backbone."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ __all__ = [
 ]
 
 InputChannels = Literal["repeat", "red", "zeros"] | Mapping[int, "int | str"]
-"""Which weights each input channel gets where their numbers differ: see ``load_pretrained``."""
+"""How to adapt the first convolution to a different number of input channels: see ``load_pretrained``."""
 
 _COLORS = ("red", "green", "blue")
-# Other dtypes cannot be computed with.
+# Dtypes that support arithmetic.
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _IGNORED = "num_batches_tracked"
 
@@ -39,14 +39,14 @@ class SourceNetwork:
     """A network found in a file.
 
     Attributes:
-        prefix: What precedes its names in the file.
-        scheme: How the file names its parameters.
+        prefix: Prefix of its keys in the file.
+        scheme: Naming scheme of its keys.
         tensors: Its tensors by canonical name.
-        names: The file's own name of each, by canonical name.
-        architecture: Its architecture; ``None`` where its shapes do not tell.
+        names: Its keys in the file by canonical name.
+        architecture: Its architecture; ``None`` if the shapes do not show it.
         container: The keys that lead to its state dict in the file, joined by dots.
         keys: All keys of that state dict.
-        averaged: Whether it holds weights averaged over training, as its place says.
+        averaged: Whether its weights were averaged over training, according to ``container`` or ``prefix``.
     """
 
     prefix: str
@@ -61,7 +61,7 @@ class SourceNetwork:
 
 @dataclass
 class Match:
-    """What would be loaded, by the backbone's names, and what would not."""
+    """What will be loaded, by the backbone's names, and what will not. ``LoadReport`` describes the fields."""
 
     loaded: dict[str, Tensor] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class Match:
 
 
 def read_network(tensors: Mapping[str, Tensor], found: PrefixMatch) -> SourceNetwork:
-    """Give the tensors of one network in a state dict, its keys without wrappers' names, canonical names."""
+    """Translate the keys of one network in a state dict. The keys must not have the names of wrappers."""
     start = len(found.prefix)
     inside = {key: found.scheme.rename(key[start:]) for key in tensors if key.startswith(found.prefix)}
     shapes = {name: tuple(tensors[key].shape) for key, name in inside.items()}
@@ -89,11 +89,11 @@ def read_network(tensors: Mapping[str, Tensor], found: PrefixMatch) -> SourceNet
 
 
 def _avg_down(shapes: Mapping[str, Shape]) -> bool | None:
-    """Whether shortcuts average first, as the position of their convolution tells (the pooling has no weights)."""
-    if "layer1.0.conv2.fc1.weight" in shapes:  # A ResNeSt: always, also where the names do not show it.
+    """Whether shortcuts average first, which the position of their convolution shows (pooling has no weights)."""
+    if "layer1.0.conv2.fc1.weight" in shapes:  # ResNeSt always does
         return True
     for name, shape in shapes.items():
-        # The first stage does not stride, so some implementations leave its pooling out.
+        # The first stage does not stride, so it may have no pooling.
         match = re.fullmatch(r"layer[2-9]\.0\.downsample\.(\d+)\.weight", name)
         if match and len(shape) >= 3:
             return match[1] == "1"
@@ -106,7 +106,7 @@ def canonical_names_of(backbone: nn.Module) -> dict[str, str]:
 
 
 def architecture_of(backbone: nn.Module) -> Architecture | None:
-    """Return a backbone's architecture, as its own tensors tell."""
+    """Return a backbone's architecture, inferred from its tensors."""
     shapes = _shapes_of(backbone)
     names, step1 = module_names(shapes)
     return infer_architecture({names[name]: shape for name, shape in shapes.items()}, _avg_down(step1))
@@ -117,7 +117,7 @@ def _shapes_of(backbone: nn.Module) -> dict[str, Shape]:
 
 
 def check_input_channels(value: Any) -> None:
-    """Refuse what ``input_channels`` must not be."""
+    """Check the argument ``input_channels`` of ``load_pretrained``."""
     if isinstance(value, Mapping):
         sound = bool(value) and all(
             _is_index(ours) and (theirs in _COLORS if isinstance(theirs, str) else _is_index(theirs))
@@ -139,9 +139,13 @@ def _is_index(value: Any) -> bool:
 def match_state_dict(
     backbone: nn.Module, network: SourceNetwork, input_channels: InputChannels = "repeat", bgr: bool = False
 ) -> Match:
-    """Match a file's network with a backbone, which is not changed.
+    """Match a file's network to a backbone, which is not changed.
 
-    ``bgr`` is whether the file's input channels are blue, green and red, in this order.
+    Args:
+        backbone: The backbone.
+        network: The network.
+        input_channels: As for ``load_pretrained``.
+        bgr: Whether the file's input channels are blue, green and red, in this order.
     """
     result = Match()
     ours = canonical_names_of(backbone)
@@ -157,7 +161,7 @@ def match_state_dict(
                 (result.added if is_added else result.missing).append(name)
             continue
         if name.endswith(_IGNORED) and value.numel() == 1:
-            # One number; formats without scalars store it as a vector.
+            # Formats without scalars store it as a vector.
             value = value.reshape(state[name].shape)
         if common == "stem.conv1.weight":
             value = _adapt_input(name, value, state[name], input_channels, bgr, result)
@@ -186,10 +190,10 @@ def _plugin_prefixes(backbone: nn.Module) -> tuple[str, ...]:
 
 def _is_added(name: str, common: str, ours: Container[str], theirs: Container[str]) -> bool:
     """Whether a tensor belongs to a part that pretrained files never have."""
-    # DetectoRS's second look takes features that a classifier has not.
+    # DetectoRS' convolution of the feature pyramid's output, which classifiers do not have.
     if ".rfp_conv." in name:
         return True
-    # What an operator that took a convolution's place has beyond it: offsets, masks, switches.
+    # Additional parameters of a layer that replaces a convolution: offsets, masks, switches.
     match = re.match(r"(.*\bconv\d?|.*\bconvs\.\d+)\.(?!weight$|bias$)", common)
     weight = match and f"{match[1]}.weight"
     return weight in theirs and weight in ours
@@ -198,7 +202,7 @@ def _is_added(name: str, common: str, ours: Container[str], theirs: Container[st
 def _adapt_input(
     name: str, value: Tensor, own: Tensor, input_channels: InputChannels, bgr: bool, result: Match
 ) -> Tensor:
-    """Fit the first convolution to another number of input channels."""
+    """Adapt the first convolution to a different number of input channels."""
     if value.dim() < 3 or value.dim() != own.dim():
         return value
     theirs, ours = value.shape[1], own.shape[1]
@@ -216,7 +220,7 @@ def _adapt_input(
         red = {} if input_channels == "zeros" else dict.fromkeys(range(3, ours), "red")
         return _select_channels(name, value, ours, {0: 0, 1: 1, 2: 2, **red}, bgr, result)
     if ours == 1:
-        # A gray image is the same in all three channels, so their weights add up.
+        # The three channels of a gray image are equal, so their weights add up.
         result.changes.append(f"{name} summed over its 3 input channels, for in_channels=1")
         return value.sum(dim=1, keepdim=True)
     result.changes.append(f"{name} repeated over {ours} input channels and scaled by 3/{ours}")
@@ -226,7 +230,7 @@ def _adapt_input(
 def _select_channels(
     name: str, value: Tensor, ours: int, channels: Mapping[int, int | str], bgr: bool, result: Match
 ) -> Tensor:
-    """Copy the weights of the input channels that are named, and leave those of the others zero."""
+    """Copy the weights of the given input channels; those of the others are zero."""
     theirs = value.shape[1]
     new = value.new_zeros((value.shape[0], ours, *value.shape[2:]))
     colors = _COLORS[::-1] if bgr else _COLORS
@@ -234,24 +238,24 @@ def _select_channels(
     for own, source in sources.items():
         if own >= ours or source >= theirs or (isinstance(channels[own], str) and theirs != 3):
             raise ArgumentError(
-                f"input_channels={dict(channels)!r} does not match: the backbone has {ours} input channels, the file "
-                f"{theirs}"
+                f"input_channels={dict(channels)!r} does not match: the backbone has {ours} input channels, and the "
+                f"file has {theirs}"
             )
         new[:, own] = value[:, source]
     taken = ", ".join(f"{own} from {source}" for own, source in sorted(sources.items()))
     zeroed = [str(own) for own in range(ours) if own not in sources]
     zeros = f"; zeros for {', '.join(zeroed)}" if zeroed else ""
-    result.changes.append(f"{name} put together by input channel: {taken}{zeros}")
+    result.changes.append(f"{name} assembled by input channel: {taken}{zeros}")
     return new
 
 
 def _unfold(
     backbone: nn.Module, ours: Mapping[str, str], tensors: dict[str, Tensor], network: SourceNetwork, result: Match
 ) -> None:
-    """Give folded norm layers back the form of batch norm, with equal outputs.
+    """Restore folded norm layers to batch norms with the same outputs.
 
-    Two kinds of folding are in circulation. Caffe2's files keep the affine map alone; it is a batch norm of mean 0 and
-    variance ``1 - eps``. Files for inference have it inside the convolution, which then has a bias.
+    There are two kinds of folding. Caffe2's files have only the affine map, which is a batch norm with mean 0 and
+    variance ``1 - eps``. In files for inference it is part of the convolution, which then has a bias.
     """
     modules = dict(backbone.named_modules())
     folded = biases = 0
@@ -276,12 +280,12 @@ def _unfold(
             biases += 1
     result.folded = folded > 0
     if folded:
-        result.changes.append(f"{folded} folded norm layers given mean 0 and variance 1 - eps: the same outputs")
+        result.changes.append(f"{folded} folded norm layers got mean 0 and variance 1 - eps, with the same outputs")
     if biases:
         result.changes.append(f"the biases of {biases} convolutions moved into the running means of their norm layers")
 
 
 def _is_folded(network: SourceNetwork, norm: str) -> bool:
-    """Whether a norm layer without statistics is a folded batch norm and no group norm, as some names tell."""
+    """Whether a norm layer without statistics is a folded batch norm, not a group norm, according to its name."""
     original = network.names.get(f"{norm}.weight", "")
     return network.scheme.name in ("Caffe2", "Paddle, static graph") and "bn" in original

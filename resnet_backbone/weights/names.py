@@ -1,15 +1,15 @@
-"""How frameworks name the parameters of a ResNet, and the canonical names that all of them are translated to.
+"""The parameter names of ResNets in other frameworks, and their translation to canonical names.
 
-A naming scheme is recognized by its anchor, the key of the first convolution in the first block; what precedes the
-anchor in a file's keys is the prefix of that network. Translation has two steps:
+A naming scheme is recognized by its anchor, the key of the first convolution in the first block; whatever precedes the
+anchor in a key is the prefix of that network. Translation has two steps:
 
 1. ``NamingScheme.rename``, a pure function of one key: ``stem.conv1``, ``layer1.0.conv1``, ``layer1.0.norm1``,
    ``layer1.0.downsample.0``.
-2. ``canonical_names`` settles what one key cannot tell and the shapes of all can: which layer of a shortcut is the
-   convolution, which of the stem's norm layers ``bn1`` is, and which stage a block belongs to where blocks are
-   numbered through.
+2. ``canonical_names`` uses the shapes of all tensors for what a single key does not show: which layer of a shortcut is
+   the convolution, which of the stem's norm layers ``bn1`` is, and which stage a block belongs to if the numbers of
+   blocks run through all stages.
 
-A backbone's own names go through the same two steps, so both sides meet in the middle.
+A backbone's own names are translated in the same way.
 
 To add a scheme, add its anchor and its templates to ``SCHEMES``.
 """
@@ -36,19 +36,19 @@ __all__ = [
 
 Shape = tuple[int, ...]
 
-# Modules that wrap others and leave their weights as they are: torch.compile, FSDP, activation checkpointing.
+# Wrappers that do not change the weights: torch.compile, FSDP, activation checkpointing.
 _WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
 class NamingScheme(NamedTuple):
-    """A way to name a ResNet's parameters.
+    """A naming scheme of a ResNet's parameters.
 
     Attributes:
-        name: Who uses it.
+        name: The framework that uses it.
         anchor: The key of the first convolution in the first block.
-        rename: Maps one of a network's keys, without the network's prefix, to the names of step 1. What it does not
-            know, a classifier for example, it returns as it is.
-        is_own: Whether the networks of this package are named so.
+        rename: Maps a key, without the network's prefix, to the name of step 1. Unknown keys, such as a classifier's,
+            stay the same.
+        is_own: Whether networks of this package use it.
     """
 
     name: str
@@ -58,7 +58,7 @@ class NamingScheme(NamedTuple):
 
 
 class PrefixMatch(NamedTuple):
-    """A ResNet found among the keys of a file: what precedes its names, and how it names its parameters."""
+    """A ResNet among the keys of a file: the prefix of its keys, and their naming scheme."""
 
     prefix: str
     scheme: NamingScheme
@@ -92,10 +92,10 @@ def canonical_names(shapes: Mapping[str, Shape]) -> dict[str, str]:
 
     Returns:
         The canonical name of each: ``stem.norm`` becomes ``stem.norm1`` or, in a deep stem, ``stem.norm3``;
-        ``downsample.0`` becomes ``downsample.conv`` or ``downsample.norm``; ``block.3`` becomes ``layer2.0`` where the
-        first stage has three blocks, that is, where the fourth has the next projection.
+        ``downsample.0`` becomes ``downsample.conv`` or ``downsample.norm``; ``block.3`` becomes ``layer2.0`` if the
+        first stage has three blocks, that is, if the fourth block has the second projection.
     """
-    # PaddleClas numbers its blocks through; the first of every stage but the first one has a projection.
+    # The numbers of PaddleClas' blocks run through all stages; the first block of each later stage has a projection.
     firsts = sorted({0} | _numbers(r"block\.(\d+)\.downsample\.", shapes))
     # pytorchvideo numbers poolings with its stages.
     stages = sorted(_numbers(r"stage\.(\d+)\.", shapes))
@@ -129,11 +129,11 @@ def module_names(shapes: Mapping[str, Shape]) -> tuple[dict[str, str], dict[str,
 
 
 def _torchvision_name(key: str) -> str:
-    """Torchvision's, timm's and mmdet's names, with any of the stems that are in use."""
-    # paddle.vision's statistics; and the original of this package's 1D network, whose branches are stages of their own.
+    """Rename torchvision's, timm's and mmdet's keys, with any kind of stem."""
+    # paddle.vision's statistics; and the public reference of MultiScaleResNet1d, whose branches are separate stages.
     key = re.sub(r"\._(mean|variance)$", lambda match: f".{_LEAVES[f'_{match[1]}']}", key)
     key = re.sub(r"^layer([357])x\1_(\d)\.", lambda match: f"layer{match[2]}.branches.{int(match[1]) // 2 - 1}.", key)
-    # timm's deep stem is called conv1, with bn1 behind it; mmpretrain's and mmpose's is made of mmcv's ConvModules.
+    # timm's deep stem is called conv1, followed by bn1; mmpretrain's and mmpose's consists of mmcv's ConvModules.
     if match := re.match(r"stem\.(\d)\.(conv|bn|gn|norm)\.", key):
         kind = "conv" if match[2] == "conv" else "norm"
         return f"stem.{kind}{int(match[1]) + 1}.{key[match.end() :]}"
@@ -142,22 +142,22 @@ def _torchvision_name(key: str) -> str:
         return f"stem.{'norm' if index % 3 else 'conv'}{index // 3 + 1}.{key[match.end() :]}"
     if match := re.match(r"(conv1|(?:bn|gn|in|ln|norm|norm_layer)1)\.", key):
         return f"stem.{'conv1' if match[1] == 'conv1' else 'norm'}.{key[match.end() :]}"
-    # timm's squeeze-and-excitation; mmpretrain's is the plugin SELayer, as ours.
+    # timm's squeeze-and-excitation; mmpretrain's is named like the plugin SELayer.
     key = re.sub(r"^(layer\d+\.\d+\.)se\.fc([12])\.", r"\1se_layer.conv\2.conv.", key)
-    # Detectron2 and mmdet before mmcv's version 2 keep the offsets of a deformable convolution beside it.
+    # In detectron2, and in mmdet before mmcv 2, the offsets of a deformable convolution are next to it.
     key = re.sub(r"^(layer\d+\.\d+\.conv\d)_offset\.", r"\1.conv_offset.", key)
     return re.sub(r"^(layer\d+\.(?:branches\.\d+\.)?\d+\.)(?:bn|gn|in|ln|norm|norm_layer)(\d)(?=\.)", r"\1norm\2", key)
 
 
-# What the words of a template stand for. A template is a regular expression whose dots are dots.
+# The words of templates. A template is a regular expression in which a dot means a dot.
 _WORDS = {
     "stage": r"(?P<stage>\d+)",
-    # One that counts poolings too.
+    # Numbers that also count poolings.
     "stage_or_pooling": r"(?P<stage_or_pooling>\d+)",
     "block": r"(?P<block>\d+)",
-    # a, b, c or, in long stages, a, b1, b2.
+    # a, b, c, ... or, in long stages, a, b1, b2, ...
     "lettered_block": r"(?P<block>[a-z]\d*)",
-    # Of a block or the stem; counted from 1, from a and from 0.
+    # Layers of a block or the stem, from 1, a and 0.
     "layer": r"(?P<layer>\d)",
     "letter": r"(?P<layer>[abc])",
     "index": r"(?P<index>\d)",
@@ -165,12 +165,12 @@ _WORDS = {
     "kind": r"(?P<kind>_?conv|convolution|bn|norm|normalization|_batch_norm)",
     "position": r"(?P<kind>[01])",
     "norm": r"(?P<norm>norm\.|bn_|gn_|_bn)?",
-    # A shortcut's projection comes second where it pools first.
+    # A shortcut's projection is its second layer if it pools first.
     "pooled": r"(?P<pooled>\.1|\.conv)?",
     "leaf": r"(?P<leaf>.+)",
-    # A file of a training holds each weight's momentum too.
+    # A training's file also has the momentum of each weight.
     "blob": r"(?P<leaf>[a-z]+|running_mean|running_var)",
-    # Torchvision's names from here on.
+    # The rest is named as in torchvision.
     "rest": r"(?P<rest>.+)",
 }
 _NORMS = ("bn", "norm", "normalization", "_batch_norm", "1")
@@ -183,10 +183,10 @@ _LEAVES = {
 
 
 def _scheme(name: str, anchor: str, *templates: str, shows_pooling: bool = True) -> NamingScheme:
-    """Make a naming scheme of templates for its keys: those that none of them matches are torchvision's.
+    """Build a naming scheme from templates of its keys. Keys that match none are named as in torchvision.
 
-    The anchor tells from which number stages and blocks are counted. ``shows_pooling`` is whether a name shows that a
-    shortcut pools before it projects.
+    The anchor shows the first number of stages and blocks. ``shows_pooling`` is whether the name of a shortcut's
+    projection shows if it pools first.
     """
     patterns = [re.compile(template.replace(".", r"\.").format(**_WORDS)) for template in templates]
     first = next(match.groupdict() for pattern in patterns if (match := pattern.fullmatch(anchor)))
@@ -261,14 +261,14 @@ SCHEMES: tuple[NamingScheme, ...] = (
         "stem.{position}.{leaf}",
         r"trunk_output.block{stage}.block\d-{block}.(f.{letter}|proj).{position}.{leaf}",
     ),
-    # And its RT-DETR backbone, which has a deep stem and pools in shortcuts.
+    # Including its RT-DETR backbone, which has a deep stem and pools in shortcuts.
     _scheme(
         "transformers",
         "encoder.stages.0.layers.0.layer.0.convolution.weight",
         "embedder.embedder.({index}.)?{kind}.{leaf}",
         "encoder.stages.{stage}.layers.{block}.(layer.{index}|shortcut{pooled}).{kind}.{leaf}",
     ),
-    # Blocks of mmcv's ConvModules.
+    # Its blocks consist of mmcv's ConvModules.
     _scheme(
         "mmaction2",
         "layer1.0.conv1.conv.weight",
@@ -276,7 +276,7 @@ SCHEMES: tuple[NamingScheme, ...] = (
         "layer{stage}.{block}.(conv{layer}|downsample).{kind}.{leaf}",
         shows_pooling=False,
     ),
-    # Blocks of Sequential(conv, norm, relu).
+    # Their blocks consist of Sequential(conv, norm, relu).
     _scheme(
         "torchvision's video ResNets", "layer1.0.conv1.0.weight", "layer{stage}.{block}.conv{layer}.{position}.{leaf}"
     ),
@@ -287,7 +287,7 @@ SCHEMES: tuple[NamingScheme, ...] = (
         "blocks.{stage_or_pooling}.res_blocks.{block}.branch(2.|1_){kind}(_{letter})?.{leaf}",
         shows_pooling=False,
     ),
-    # The PResNet of its authors.
+    # Its authors' PResNet.
     _scheme(
         "RT-DETR",
         "res_layers.0.blocks.0.branch2a.conv.weight",
@@ -300,7 +300,7 @@ SCHEMES: tuple[NamingScheme, ...] = (
         "conv1.conv1(_{layer})?.{kind}.{leaf}",
         r"res{stage}.res\d{lettered_block}.(branch2{letter}|short{pooled}).{kind}.{leaf}",
     ),
-    # Blocks numbered through, and those of its versions before 2.2.
+    # Since version 2.2, and before.
     _scheme(
         "PaddleClas",
         "blocks.0.conv0.conv.weight",
@@ -315,7 +315,7 @@ SCHEMES: tuple[NamingScheme, ...] = (
         "bb_{stage}_{block}.(conv{index}|short).{kind}.{leaf}",
         shows_pooling=False,
     ),
-    # Parameters with names of their own.
+    # Parameters have names of their own there.
     _scheme(
         "Paddle, static graph",
         "res2a_branch2a_weights",
@@ -325,7 +325,7 @@ SCHEMES: tuple[NamingScheme, ...] = (
         shows_pooling=False,
     ),
     _scheme("NVIDIA", "layers.0.0.conv1.weight", "layers.{stage}.{block}.{rest}"),
-    # As many self-supervised projects build their encoder.
+    # Many self-supervised projects build their encoders so.
     _scheme(
         "nn.Sequential of torchvision's layers",
         "4.0.conv1.weight",
@@ -335,7 +335,7 @@ SCHEMES: tuple[NamingScheme, ...] = (
     NamingScheme("resnet_backbone's MultiScaleResNet1d", "layer1.branches.0.0.conv1.weight", _torchvision_name, True),
     NamingScheme("Multi-Scale-1D-ResNet", "layer3x3_1.0.conv1.weight", _torchvision_name),
 )
-# Who writes torchvision's names with others beside them, told by a part of a key.
+# Who writes torchvision's names: parts of keys that only one project has.
 _SIGNS = {
     "encoder_q": "MoCo",
     "base_encoder": "MoCo v3",
@@ -347,7 +347,7 @@ _SIGNS = {
 
 
 def source_name(match: PrefixMatch, keys: Iterable[str]) -> str:
-    """Return who names parameters as a state dict of such keys, with the network found in it, does."""
+    """Return the framework whose names the keys of a state dict are, given the network found in it."""
     if match.scheme.name != "torchvision":
         return match.scheme.name
     keys = set(keys)

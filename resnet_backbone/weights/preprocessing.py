@@ -1,7 +1,7 @@
-"""Which images a set of weights was trained on, and where its Bottlenecks stride.
+"""Infer the preprocessing and the style of weights.
 
-Weights that came out of Caffe take BGR images of 0 to 255, torchvision's take RGB. A network that is given the other
-kind still trains, and ends up worse; so the preprocessing travels with the weights.
+Caffe's weights expect BGR images from 0 to 255, torchvision's expect RGB. With the wrong kind a network still trains,
+but becomes worse, so each set of weights has its preprocessing.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ __all__ = [
 
 
 class Preprocessing(NamedTuple):
-    """How images must be normalized, in the words of mmdet's ``data_preprocessor``.
+    """How images must be normalized, with the arguments of mmdet's ``data_preprocessor``.
 
     Attributes:
-        mean: Mean of each channel, for pixels of 0 to 255, in the order in which the network receives them.
+        mean: Mean of each channel, for pixels from 0 to 255, in the network's order of channels.
         std: Standard deviation of each channel.
-        bgr_to_rgb: Whether the network takes RGB; images are read as BGR.
+        bgr_to_rgb: Whether the network expects RGB; images are read as BGR.
     """
 
     mean: tuple[float, ...]
@@ -54,21 +54,21 @@ class Preprocessing(NamedTuple):
 
 IMAGENET_RGB = Preprocessing((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), bgr_to_rgb=True)
 MSRA_BGR = Preprocessing((103.53, 116.28, 123.675), (1.0, 1.0, 1.0), bgr_to_rgb=False)
-# Detectron, the Caffe2 code, subtracted these means, to more digits.
+# Detectron (Caffe2) uses the same means with more digits.
 DETECTRON_BGR = Preprocessing((102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0), bgr_to_rgb=False)
 PYCLS_BGR = Preprocessing((103.53, 116.28, 123.675), (57.375, 57.12, 58.395), bgr_to_rgb=False)
 RESNEST_RGB = Preprocessing((123.68, 116.779, 103.939), (58.393, 57.12, 57.375), bgr_to_rgb=True)
 
 
 class WeightFacts(NamedTuple):
-    """What is known of weights beyond their tensors.
+    """What is known about weights beyond their tensors.
 
     Attributes:
-        preprocessing: The images that they take; ``None`` where nothing says.
-        basis: Who says so: ``'source'``, ``'file'``, or ``'convention'``: usual with these names.
-        style: Where their Bottlenecks stride, ``'pytorch'`` or ``'caffe'``; ``None`` where nothing says.
-        origin: The path or URL that they came from.
-        backbone_cfg: The arguments of the backbone in the file's config that have literal values.
+        preprocessing: The preprocessing that they expect; ``None`` if unknown.
+        basis: ``preprocessing_basis`` of ``LoadReport``.
+        style: Style of their Bottlenecks, ``'pytorch'`` or ``'caffe'``; ``None`` if unknown.
+        origin: Path or URL of the file.
+        backbone_cfg: The backbone's arguments in the file's config, if they are literals.
     """
 
     preprocessing: Preprocessing | None
@@ -81,7 +81,7 @@ class WeightFacts(NamedTuple):
 def infer_facts(
     known: Preprocessing | None, style: str | None, origin: str, checkpoint: Any, network: SourceNetwork
 ) -> WeightFacts:
-    """Gather what the source (``known`` and ``style``), the file and its names say of weights, in this order."""
+    """Collect what the source (``known`` and ``style``), the file and the parameter names say, in this order."""
     meta = metadata_of(checkpoint)
     config, backbone_cfg = _read_config(meta)
     provenance = meta.get("resnet_backbone")
@@ -94,7 +94,7 @@ def infer_facts(
     style = style or _style(backbone_cfg.get("style"))
     written = known or _of_mapping(config) or _of_detectron2(checkpoint, network)
     if written is not None:
-        # Torchvision's names, which everybody uses, do not tell the style where somebody says other things.
+        # Everybody uses torchvision's names, so they do not show the style of a file that states its preprocessing.
         style = style or (None if network.scheme.is_own else usual_style)
         return WeightFacts(written, "source" if known else "file", style, origin, backbone_cfg)
     if isinstance(checkpoint, Mapping) and checkpoint.get("__author__") == "torchvision":
@@ -103,33 +103,33 @@ def infer_facts(
 
 
 def _usual_facts(network: SourceNetwork) -> tuple[Preprocessing | None, str | None]:
-    """Return the preprocessing and the style that are usual with a network's names; ``None`` for what is unknown."""
+    """Return the usual preprocessing and style of weights with a network's names; ``None`` if unknown."""
     scheme, architecture = network.scheme.name, network.architecture
     first = network.tensors.get("stem.conv1.weight")
-    # Signals, volumes and images of other than three channels are no ImageNet.
+    # Signals, volumes and images without three channels are not from ImageNet.
     if first is not None and (first.dim() != 4 or first.shape[1] != 3):
         return None, None
     plain = architecture is not None and architecture.groups == 1
     if scheme in ("Caffe2", "detectron2"):
         if "layer1.0.conv2.fc1.weight" in network.tensors:
             return RESNEST_RGB, "pytorch"
-        # FAIR's own trainings, ResNeXt and group norm, stride in the 3x3; the MSRA weights in the first 1x1.
+        # The networks that FAIR trained (ResNeXt, group norm) stride in the 3x3, MSRA's in the first 1x1.
         group_norm = any("_gn_" in name for name in network.names.values())
         return MSRA_BGR if plain else PYCLS_BGR, "caffe" if plain and not group_norm else "pytorch"
     if scheme == "pycls":
         return PYCLS_BGR, "pytorch"
-    # A detector's or a segmenter's file says nothing by its names: either style has them.
+    # The names in detectors and segmentation models are the same for either style.
     if "backbone" in network.prefix:
         return None, None
     return IMAGENET_RGB, "pytorch"
 
 
 def of_repository(read: Callable[[str], str]) -> Preprocessing | None:
-    """Return the preprocessing that timm and transformers write beside weights, where ``read`` reads a text file."""
+    """Return the preprocessing that timm or transformers store with weights. ``read`` returns the text of a file."""
     for name, parse in (("config.json", _of_timm), ("preprocessor_config.json", _of_transformers)):
         try:
             return parse(json.loads(read(name)))
-        except Exception:  # noqa: BLE001 - the weights are there; what else the repository holds is a bonus
+        except Exception:  # noqa: BLE001 - the weights load without it
             continue
     return None
 
@@ -140,7 +140,7 @@ def _of_timm(config: Any) -> Preprocessing:
 
 
 def _of_transformers(config: Any) -> Preprocessing:
-    """Read the config of an image processor, which rescales images, then normalizes them; it may leave either out."""
+    """Read the config of an image processor, which may rescale images and then normalize them."""
     scale = 1 / float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1
     normalizes = config.get("do_normalize", True)
     mean = _rgb(config["image_mean"], scale) if normalizes else (0.0, 0.0, 0.0)
@@ -167,7 +167,7 @@ def _style(value: Any) -> str | None:
 
 
 def _of_mapping(values: Any) -> Preprocessing | None:
-    """Read mean, std and channel order as mmengine's configs and our provenance write them, if they are sound."""
+    """Read mean, standard deviation and channel order from a config or from our provenance, if they are valid."""
     if not isinstance(values, Mapping):
         return None
     try:
@@ -179,29 +179,29 @@ def _of_mapping(values: Any) -> Preprocessing | None:
 
 
 def _of_detectron2(checkpoint: Any, network: SourceNetwork) -> Preprocessing | None:
-    """Read the mean and standard deviation that detectron2 saves with a model; their order tells RGB from BGR."""
+    """Read the mean and standard deviation that detectron2 saves with a model. Their order shows RGB or BGR."""
     state = checkpoint.get("model", checkpoint) if isinstance(checkpoint, Mapping) else None
     if network.scheme.name != "detectron2" or not isinstance(state, Mapping):
         return None
     mean, std = _numbers(state.get("pixel_mean")), _numbers(state.get("pixel_std"))
     if len(mean) != 3 or len(std) != 3 or mean[0] == mean[2]:
         return None
-    # ImageNet's red is brighter than its blue.
+    # In ImageNet, red is brighter than blue.
     return _of_mapping({"mean": mean, "std": std, "bgr_to_rgb": mean[0] > mean[2]})
 
 
 def _numbers(value: Any) -> tuple[float, ...]:
-    """Return the numbers of a tensor or array; none of anything else, or of more than three."""
+    """Return the values of a tensor or array with at most three, and nothing for any other object."""
     if not isinstance(value, (Tensor, np.ndarray)) or math.prod(value.shape) > 3:
         return ()
     try:
         return tuple(round(float(number), 4) for number in value.reshape(-1).tolist())
-    except (RuntimeError, TypeError, ValueError):  # without numbers, on the meta device, or of another kind
+    except (RuntimeError, TypeError, ValueError):  # on the meta device, or not numbers
         return ()
 
 
 def metadata_of(checkpoint: Any) -> dict[str, Any]:
-    """Return what a checkpoint says of itself: mmengine's ``meta``, or the provenance that ``convert`` writes."""
+    """Return the metadata of a checkpoint: mmengine's ``meta``, or the provenance that ``convert`` writes."""
     meta = checkpoint.get("meta", checkpoint.get("__metadata__")) if isinstance(checkpoint, Mapping) else None
     meta = dict(meta) if isinstance(meta, Mapping) else {}
     if isinstance(meta.get("resnet_backbone"), str):
@@ -212,17 +212,17 @@ def metadata_of(checkpoint: Any) -> dict[str, Any]:
     return meta
 
 
-# Longer than any config, and short enough to be parsed quickly.
+# Longer than any config, but still parsed quickly.
 _MAX_LENGTH = 200_000
 
 
 def _read_config(meta: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, Mapping[str, Any]]:
-    """Read preprocessing and backbone of a config, which mmengine keeps under ``cfg``, mmcv 1 under ``config``."""
+    """Read the preprocessing and the backbone of a config, which mmengine saves as ``cfg``, mmcv 1 as ``config``."""
     names = _top_level(meta.get("cfg", meta.get("config")))
     model = names.get("model")
     model = model if isinstance(model, Mapping) else {}
     backbone = model.get("backbone")
-    # What holds for the model comes first, then what a module-level name says, then mmdet 2's pipelines.
+    # The model's own comes first, then module-level names, then mmdet 2's pipelines.
     places = model.get("data_preprocessor"), names.get("data_preprocessor"), names.get("img_norm_cfg")
     preprocessing = next(filter(None, map(_of_config, places)), None)
     if preprocessing is None:
@@ -236,7 +236,7 @@ def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def _of_config(values: Any) -> Mapping[str, Any] | None:
-    """Find mean, std and channel order in a data preprocessor or in the one that it wraps."""
+    """Find the mean, standard deviation and channel order of a data preprocessor, or of the one that it wraps."""
     if not isinstance(values, Mapping):
         return None
     if "mean" in values and "std" in values and ("bgr_to_rgb" in values or "to_rgb" in values):
@@ -254,7 +254,7 @@ def _mappings(value: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _top_level(text: Any) -> dict[str, Any]:
-    """Return the names that a config assigns, with their values as far as these are literals."""
+    """Return the names that a config assigns and their values, if these are literals."""
     if not isinstance(text, str) or len(text) > _MAX_LENGTH:
         return {}
     try:
@@ -270,7 +270,7 @@ def _top_level(text: Any) -> dict[str, Any]:
 
 
 def _literal(node: ast.expr) -> Any:
-    """Evaluate a literal, ``dict(...)`` included; what is not a literal is ``None``."""
+    """Evaluate a literal, including ``dict(...)``; anything else is ``None``."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
         return {keyword.arg: _literal(keyword.value) for keyword in node.keywords}
     if isinstance(node, ast.Dict):

@@ -1,4 +1,4 @@
-"""Read a checkpoint file into containers of tensors, whatever it was written with, without running any of it."""
+"""Read checkpoint files of any format without running code from them."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ __all__ = [
     "shard_names",
 ]
 
-# The pickled number that opens files written by torch.save before torch 1.6.
+# The pickled number at the start of files from torch < 1.6.
 _LEGACY_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa85019")
 _TAR_ADVICE = "unpack it; if it is a checkpoint of PyTorch before 0.2, save its state_dict() with a newer one"
 _OTHER_FORMATS = {
-    b"\x89HDF\r\n\x1a\n": "an HDF5 file, as Keras writes them: convert its arrays to a .safetensors file",
+    b"\x89HDF\r\n\x1a\n": "an HDF5 file, such as Keras writes: convert its arrays to a .safetensors file",
     b"\x93NUMPY": "a single numpy array",
     b"\x1f\x8b": "compressed with gzip: unpack it",
     b"version https://git-lfs": "a Git LFS pointer, not the file it points to: run git lfs pull",
@@ -49,18 +49,18 @@ def read_file(path: Path, map_location: Any = "cpu", vocabulary: Vocabulary = WE
     """Read a checkpoint.
 
     Args:
-        path: A ``.pth``, ``.pt``, ``.pth.tar``, ``.safetensors`` or ``.pkl`` file. The content decides how it is read.
-        map_location: Where the tensors go, as in ``torch.load``.
+        path: A ``.pth``, ``.pt``, ``.pth.tar``, ``.safetensors`` or ``.pkl`` file. Its content determines the format.
+        map_location: Device of the tensors, as in ``torch.load``.
         vocabulary: The names that a pickle may use.
 
     Returns:
-        What was saved: usually a dict that holds tensors, or dicts of tensors. Of a ``.safetensors`` file, its tensors
-        and, under ``'__metadata__'``, its metadata.
+        The object that was saved, usually a dict of tensors or of such dicts. For a ``.safetensors`` file, a dict of
+        its tensors, with its metadata under ``'__metadata__'``.
 
     Raises:
-        CheckpointNotFoundError: There is no such file.
-        UnsafeCheckpointError: The file would run code; it has run none.
-        CheckpointError: The file is empty, cut off, or no checkpoint.
+        CheckpointNotFoundError: The file does not exist.
+        UnsafeCheckpointError: Unpickling the file would run code; none was run.
+        CheckpointError: The file is empty or damaged, or not a checkpoint.
         ArgumentError: ``map_location`` is a device that is not available.
     """
     place = _placer(map_location)
@@ -71,24 +71,21 @@ def read_file(path: Path, map_location: Any = "cpu", vocabulary: Vocabulary = WE
     except CheckpointError as error:
         if shown in str(error):
             raise
-        raise type(error)(f"{shown} is not loaded: it {error}") from None
+        raise type(error)(f"{shown} cannot be loaded: it {error}") from None
     except ArgumentError:
         raise
-    except Exception as error:  # a damaged file can fail in any way, and the user needs its path
+    except Exception as error:  # a damaged file can fail anywhere, and the user needs its path
         reason = printable(" ".join(str(error).split()), 300) or "it ends too early"
-        raise CheckpointError(f"{shown} is damaged or cut off ({type(error).__name__}: {reason})") from error
+        raise CheckpointError(f"{shown} is damaged or truncated ({type(error).__name__}: {reason})") from error
 
 
 def is_index(name: str) -> bool:
-    """Whether a file of this name is the index of a sharded checkpoint, as Hugging Face's libraries write it."""
+    """Whether a file's name is that of a sharded checkpoint's index, as Hugging Face's libraries write it."""
     return name.endswith((".safetensors.index.json", ".bin.index.json"))
 
 
 def read_checkpoint(path: Path, map_location: Any = "cpu") -> Any:
-    """Read a checkpoint as ``read_file`` does: a file, a folder with one, or the index of a sharded one.
-
-    Of a sharded checkpoint all tensors of all shards are returned, as one dict.
-    """
+    """Read a file like ``read_file``, or the file in a folder, or all shards of an index into one dict."""
     if path.is_dir():
         path = _find_in_folder(path)
     if not is_index(path.name):
@@ -106,7 +103,7 @@ def _find_in_folder(folder: Path) -> Path:
     """Return the checkpoint in a folder, as Hugging Face's libraries write it."""
     if (folder / ".metadata").exists():
         raise CheckpointError(
-            f"{folder} is a distributed checkpoint (torch.distributed.checkpoint): make a file of it with python -m "
+            f"{folder} is a distributed checkpoint (torch.distributed.checkpoint): convert it to a file with python -m "
             f"torch.distributed.checkpoint.format_utils dcp_to_torch {folder} FILE"
         )
     for name in (*SINGLE_NAMES, *INDEX_NAMES):
@@ -116,7 +113,7 @@ def _find_in_folder(folder: Path) -> Path:
 
 
 def shard_names(index: Path) -> list[str]:
-    """Return the names of the files that the index of a sharded checkpoint lists; refuse those not beside it."""
+    """Return the names of the files that the index of a sharded checkpoint lists, which must be in its folder."""
     try:
         with open_regular_file(index) as file:
             text = file.read(_MAX_INDEX_BYTES + 1)
@@ -127,17 +124,17 @@ def shard_names(index: Path) -> list[str]:
         raise CheckpointError(f"{index} is not the index of a sharded checkpoint ({type(error).__name__})") from error
     for name in names:
         if not isinstance(name, str) or name in ("", "..") or Path(name).name != name or "\\" in name:
-            raise CheckpointError(f"{index} lists {name!r}, which is not a file beside it")
+            raise CheckpointError(f"{index} lists {name!r}, which is not a file in its folder")
     return names
 
 
 def open_regular_file(path: Path) -> IO[bytes]:
-    """Open a file for reading, and nothing else that a path can lead to: a pipe would block, a device could act."""
+    """Open a regular file for reading. Opening a pipe could block, and opening a device could have side effects."""
     shown = printable(str(path), 4096)
     try:
         kind = os.stat(path)
         if stat.S_ISREG(kind.st_mode):
-            # What the path leads to may change in between.
+            # The path may have been replaced in between.
             descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
             file = os.fdopen(descriptor, "rb")
             if os.path.samestat(kind, os.fstat(descriptor)):
@@ -152,17 +149,17 @@ def open_regular_file(path: Path) -> IO[bytes]:
 
 
 def looks_like_html(head: bytes) -> bool:
-    """Whether a file that begins so is a web page (or XML, as storage servers answer)."""
+    """Whether a file that starts with ``head`` is a web page, or XML, which storage servers return."""
     return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") and not _is_safetensors(head)
 
 
 def _is_safetensors(head: bytes) -> bool:
-    # It begins with the length of its header, which can be the number of any other format's first letters.
+    # The file starts with the length of its header, whose bytes may be the magic number of another format.
     return head[5:9] == b"\0\0\0{"
 
 
 def _placer(map_location: Any) -> _Place:
-    """Return what moves a storage, given the device that it was on, as ``torch.load`` does."""
+    """Return a function that moves a storage to its device as ``torch.load`` does, given its original device."""
     restore: Any = torch.serialization.default_restore_location
 
     def place(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage:
@@ -179,13 +176,13 @@ def _placer(map_location: Any) -> _Place:
             raise ArgumentError(f"map_location={shown!r} cannot be used here: {reason}") from error
 
     if isinstance(map_location, (str, torch.device)):
-        # A device that is not there is the argument's fault, whatever is wrong with the file.
+        # A missing device is the argument's fault, even if the file is damaged.
         place(torch.empty(0, dtype=torch.uint8).untyped_storage(), "cpu")
     return place
 
 
 class _Reader:
-    """Reads one file, in whatever format it is."""
+    """Reader of one file."""
 
     def __init__(self, file: IO[bytes], path: Path, vocabulary: Vocabulary, place: _Place) -> None:
         self.file = file
@@ -197,15 +194,15 @@ class _Reader:
         file.seek(0)
 
     def read(self) -> Any:
-        # What the system makes up while it is read, as under /proc, has no size either.
+        # Files under /proc have no size either.
         if not self.size:
-            raise CheckpointError("is empty (0 bytes): fetch it again")
+            raise CheckpointError("is empty (0 bytes): download it again")
         head = self.file.read(1024)
         self.file.seek(0)
         if _is_safetensors(head) or self.path.suffix == ".safetensors":
             return self._safetensors()
         if looks_like_html(head):
-            raise CheckpointError("is a web page saved as a checkpoint: fetch the file itself")
+            raise CheckpointError("is a web page: download the file itself")
         for magic, what in _OTHER_FORMATS.items():
             if head.startswith(magic):
                 raise CheckpointError(f"is {what}")
@@ -217,7 +214,7 @@ class _Reader:
             return self._legacy(self.file, self.size)
         if head[:1] == b"\x80" or self.path.suffix in (".pkl", ".pickle"):
             return self._build(self._parse(self.file, self.size)[0], _no_storage)
-        raise CheckpointError("is no checkpoint that is known here: neither torch's, nor safetensors, nor a pickle")
+        raise CheckpointError("is not a checkpoint in a known format (torch, safetensors or pickle)")
 
     def _parse(self, file: IO[bytes], end: int) -> tuple[Any, list[Persistent]]:
         return parse_pickle(file, end, self.budget, self.vocabulary.check)
@@ -226,9 +223,9 @@ class _Reader:
         return Builder(self.vocabulary, self.budget, read_storage, self._nested).build(root)
 
     def _bytes(self, file: IO[bytes], size: int, end: int) -> torch.UntypedStorage:
-        """Read the bytes of a storage; fewer than that are an error."""
+        """Read the bytes of a storage."""
         if size > end - file.tell():
-            raise CheckpointError("ends too early: it lacks tensors that it declares")
+            raise CheckpointError("ends too early: some of its tensors are missing")
         self.budget.spend(size + 500)
         data = torch.empty(size, dtype=torch.uint8, device="cpu")
         if cast("io.BufferedReader", file).readinto(cast(Any, data.numpy())) != size:
@@ -256,7 +253,7 @@ class _Reader:
         def read_storage(storage: StorageId) -> torch.UntypedStorage:
             start, size = entries.get(f"{prefix}data/{storage.key}", (0, -1))
             if size != storage.nbytes:
-                raise CheckpointError(f"lacks a storage of {storage.nbytes} bytes that it declares")
+                raise CheckpointError(f"has no storage of the {storage.nbytes} bytes that a tensor needs")
             if storage.key not in storages:
                 self.file.seek(start)
                 data = self._bytes(self.file, size, start + size)
@@ -271,31 +268,31 @@ class _Reader:
         _, version, system, (root, references) = (self._parse(file, end) for _ in range(4))
         system = self._build(system[0], _no_storage)
         if version[0] != 1001 or not isinstance(system, dict) or system.get("little_endian") is not True:
-            raise CheckpointError("is in a variant of torch's legacy format that is not known here")
+            raise CheckpointError("is in an unknown variant of torch's legacy format")
         declared: dict[str, StorageId] = {}
         for storage in map(StorageId.parse, references):
             if declared.setdefault(storage.key, storage).nbytes != storage.nbytes:
-                raise CheckpointError("describes a storage in several ways")
+                raise CheckpointError("describes a storage twice, with different sizes")
         keys = self._build(self._parse(file, end)[0], _no_storage)
-        # Other keys than strings may take for ever to hash.
+        # Hashing anything but strings could take forever.
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-            raise CheckpointError("has a list of storages that is not one")
+            raise CheckpointError("has no valid list of storages")
         if sorted(keys) != sorted(declared):
-            raise CheckpointError("lacks storages that it declares, or has others")
+            raise CheckpointError("lists other storages than its tensors need")
         storages = {}
         for key in keys:
             storage = declared[key]
             count = int.from_bytes(file.read(8), "little")
             if count * storage.dtype.itemsize != storage.nbytes:
-                raise CheckpointError("has a storage of another size than it declares")
+                raise CheckpointError("has a storage of the wrong size")
             storages[key] = self.place(self._bytes(file, storage.nbytes, end), storage.location)
         return self._build(root, lambda storage: storages[storage.key])
 
     def _nested(self, data: Any) -> Any:
-        # Torch pickles a storage outside of torch.save in its legacy format alone.
+        # Outside of torch.save, torch pickles storages only in its legacy format.
         data = data.encode("latin1") if isinstance(data, str) else data
         if not isinstance(data, bytes) or data[2:14] != _LEGACY_MAGIC or data[257:262] == b"ustar":
-            raise UnsafeCheckpointError("holds a tensor in a format that torch does not pickle tensors in")
+            raise UnsafeCheckpointError("has a pickled tensor that is not in torch's format")
         return self._legacy(io.BytesIO(data), len(data))
 
     def _safetensors(self) -> dict[str, Any]:
@@ -304,7 +301,7 @@ class _Reader:
         except ImportError as error:
             raise CheckpointError("needs the safetensors package: pip install safetensors") from error
         if not os.fsencode(self.path).decode("utf-8", "replace") == str(self.path):
-            raise CheckpointError("has a name that is not UTF-8, which safetensors cannot open: rename it")
+            raise CheckpointError("has a name that is not UTF-8, which safetensors does not support: rename it")
         content: dict[str, Any] = {}
         with safe_open(self.path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 - no mapping
@@ -312,21 +309,21 @@ class _Reader:
                     tensor = file.get_tensor(key)
                 except AttributeError as error:
                     reason = "of a dtype that this version of PyTorch does not have"
-                    raise CheckpointError(f"holds data {reason} ({error})") from None
+                    raise CheckpointError(f"has data {reason} ({error})") from None
                 self.budget.spend(2000 + tensor.nbytes)
                 content[key] = tensor.to(self.place(tensor.untyped_storage(), "cpu").device)
             return {**content, "__metadata__": dict(file.metadata() or {})}
 
 
 def _no_storage(_: StorageId) -> torch.UntypedStorage:
-    raise CheckpointError("refers to a storage, which a plain pickle does not have")
+    raise CheckpointError("refers to a storage, but is a plain pickle, which has none")
 
 
 def _entries(file: IO[bytes]) -> dict[str, tuple[int, int]]:
-    """Return where each file in a zip archive lies: its first byte, and its size.
+    """Return the start and the size of each file in a zip archive.
 
-    An archive describes its files twice, at its end and before each. Readers differ in what they believe, so both must
-    agree, and no files may overlap.
+    An archive describes its files twice, at its end and before each. Readers differ in which they trust, so both must
+    agree, and files must not overlap.
     """
     with zipfile.ZipFile(file) as archive:
         infos = sorted(archive.infolist(), key=lambda info: info.header_offset)

@@ -1,7 +1,7 @@
-"""Make values of what a pickle describes: tensors, arrays, containers, and nothing that computes.
+"""Build the tensors, arrays and containers that the records of ``safe_pickle`` describe, and nothing that computes.
 
-``safe_pickle`` has read names and calls; here is what they stand for. Every size is compared with the bytes that are
-there before anything is made of them: a tensor lies inside its storage, an array has exactly its bytes.
+Sizes are checked before anything is built: a tensor must lie inside its storage, and an array must have exactly its
+bytes.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ __all__ = ["WEIGHTS", "Builder", "Inert", "StorageId", "Vocabulary"]
 
 
 class Inert(dict[Any, Any]):
-    """Takes the place of an object whose class is not imported, or of a name that is not called.
+    """Placeholder for an object whose class is not imported, or for a name that is not called.
 
-    A dict, because the configs that it mostly stands for are dicts: what the file says of their items is kept.
+    It is a dict because most such objects are configs, whose items are kept.
     """
 
     def __init__(self, name: str) -> None:
@@ -40,10 +40,10 @@ class Vocabulary(NamedTuple):
     """The names that a pickle may use.
 
     Attributes:
-        known: What each name makes: a function of the ``Builder``, the state that the pickle sets, and the arguments.
-        bare: Names that are arguments of others and are not called.
-        inert: Names, or beginnings of names, of which an ``Inert`` is made.
-        advice: What to do about other names.
+        known: For each name, a function of the ``Builder``, the state that the pickle sets, and the arguments.
+        bare: Names that are only arguments of others.
+        inert: Names, or prefixes of names, that become an ``Inert``.
+        advice: End of the error message about any other name.
     """
 
     known: Mapping[str, Callable[..., Any]]
@@ -52,10 +52,10 @@ class Vocabulary(NamedTuple):
     advice: str
 
     def check(self, name: str) -> str:
-        """Return a name as today's libraries write it.
+        """Check a name, and return the current name of one from an old library.
 
         Raises:
-            UnsafeCheckpointError: It is not in the vocabulary.
+            UnsafeCheckpointError: The name is not in the vocabulary.
         """
         for old, new in _RENAMED.items():
             if name.startswith(old):
@@ -69,19 +69,19 @@ class Vocabulary(NamedTuple):
         raise UnsafeCheckpointError(f"would import {printable(name)}{self.advice}")
 
     def is_inert(self, value: Any) -> bool:
-        """Whether a value stands for an inert name."""
+        """Whether a value is the placeholder of an inert name."""
         return isinstance(value, Inert) and value.name.startswith(self.inert)
 
 
 _RENAMED = {"__builtin__.": "builtins.", "copy_reg.": "copyreg.", "numpy._core.": "numpy.core."}
-# What is refused with advice.
+# Names with a more specific error.
 _REFUSED = {
-    r"torch\.distributed\.": "holds tensors that are sharded over several processes ({}): save full_tensor() of "
-    "each, or write and read them with torch.distributed.checkpoint",
-    r"torch\._utils\._rebuild_qtensor": "holds quantized tensors ({}): save the state_dict() of the network in float32",
-    r"torch\._utils\._rebuild_(device|meta|xla)": "holds tensors of a device without storages ({}): save the "
+    r"torch\.distributed\.": "has tensors that are sharded over several processes ({}): save full_tensor() of each, or "
+    "write and read them with torch.distributed.checkpoint",
+    r"torch\._utils\._rebuild_qtensor": "has quantized tensors ({}): save the state_dict() of the network in float32",
+    r"torch\._utils\._rebuild_(device|meta|xla)": "has tensors of a device without storages ({}): save the "
     "state_dict() of the network on the CPU",
-    r"torch\.(u?int|float|complex|bits)\d": "holds data of {}, a dtype that this version of PyTorch does not have",
+    r"torch\.(u?int|float|complex|bits)\d": "has data of {}, a dtype that this version of PyTorch does not have",
 }
 _STORAGES = {
     "BFloat16Storage": torch.bfloat16,
@@ -106,7 +106,7 @@ def _storage_dtype(name: str) -> torch.dtype | None:
 
 
 def _constant(name: str) -> Any:
-    """Return a dtype, layout or other constant of torch's; which of them there are depends on its version."""
+    """Return a dtype, layout or other constant of this version of torch, or ``None``."""
     value = vars(torch).get(name.removeprefix("torch.")) if re.fullmatch(r"torch\.[a-z][a-z0-9_]*", name) else None
     return value if isinstance(value, (torch.dtype, torch.layout, torch.memory_format, torch.qscheme)) else None
 
@@ -115,12 +115,12 @@ def _sizes(values: Any) -> tuple[int, ...]:
     """Check the sizes, strides or offsets of a tensor or array."""
     is_tuple = isinstance(values, (tuple, list)) and len(values) <= 64
     if not is_tuple or not all(type(value) is int and 0 <= value < 2**60 for value in values):
-        raise CheckpointError("has a shape that is not a tuple of integers")
+        raise CheckpointError("has a shape that is not a tuple of non-negative integers")
     return tuple(values)
 
 
 class StorageId(NamedTuple):
-    """What a pickle says of a tensor's storage: its elements' dtype, its name in the file, its device, its size."""
+    """A pickle's reference to a storage: dtype of the elements, name in the file, device, and size in bytes."""
 
     dtype: torch.dtype
     key: str
@@ -129,15 +129,15 @@ class StorageId(NamedTuple):
 
     @classmethod
     def parse(cls, reference: Persistent) -> StorageId:
-        """Check a pickle's reference to a storage."""
+        """Check a persistent ID, and return what it says."""
         parts = reference.id if isinstance(reference.id, tuple) else ()
-        # The legacy format has a sixth part, which torch leaves empty.
+        # In the legacy format, a sixth part is None.
         if len(parts) not in (5, 6) or parts[0] != "storage" or parts[5:] not in ((), (None,)):
-            raise CheckpointError("refers to something outside of the file that is not a storage")
+            raise CheckpointError("has a persistent ID that is not a storage")
         name, key, location, count = parts[1:5]
         dtype = _storage_dtype(name.full) if isinstance(name, Name) else None
         if dtype is None or not isinstance(key, str) or not isinstance(location, str):
-            raise CheckpointError("describes a storage as torch does not")
+            raise CheckpointError("has an invalid description of a storage")
         return cls(dtype, key, location, _sizes((count,))[0] * dtype.itemsize)
 
 
@@ -148,12 +148,12 @@ class _Storage(NamedTuple):
 
 @dataclass
 class Builder:
-    """Makes values of the records of one pickle.
+    """Builds the objects that the records of one pickle describe.
 
     Attributes:
         vocabulary: The names that the pickle may use.
         budget: What allocations are counted against.
-        read_storage: Returns the bytes of a storage; raises if the file does not have exactly these.
+        read_storage: Returns the bytes of a storage; raises if the file does not have exactly that many.
         read_nested: Reads a storage that was pickled by itself, in torch's legacy format.
     """
 
@@ -161,23 +161,23 @@ class Builder:
     budget: Budget
     read_storage: Callable[[StorageId], torch.UntypedStorage]
     read_nested: Callable[[Any], Any]
-    # The value and size of each record, by the record's identity; it is held so that this stays its own.
+    # Record, value and size by the record's id, which is unique while the record is alive.
     _done: dict[int, tuple[Any, Any, int]] = field(default_factory=dict)
     _depth: int = 0
     _size: int = 0
 
     def build(self, node: Any) -> Any:
-        """Return what a record, or a tuple of records, describes."""
+        """Build the object that a record, or a tuple of records, describes."""
         if not isinstance(node, (tuple, Name, Call, Persistent)):
             return node
         if self._depth > 100:
             raise CheckpointError("is nested more than 100 deep")
         known = self._done.get(id(node))
         before = self._size
-        # Written out, a container that holds another twice, that a third twice, and so on, would have no end.
+        # A container that has another twice, which has a third twice, and so on, grows exponentially when traversed.
         self._size += known[2] if known else 1
         if self._size > 10_000_000:
-            raise CheckpointError("holds containers in containers that would be too large if each were written out")
+            raise CheckpointError("has nested containers with more than 10,000,000 items in all")
         if known:
             return known[1]
         self._depth += 1
@@ -204,7 +204,7 @@ class Builder:
             value: Any = Inert(node.name)
         else:
             value = self.call(node.name, self.build(node.state), *map(self.build, node.args))
-        # It may hold itself.
+        # It may contain itself.
         self._done[id(node)] = node, value, 0
         if node.pairs:
             self.fill(value, zip(node.pairs[::2], node.pairs[1::2], strict=True))
@@ -219,9 +219,9 @@ class Builder:
         return value
 
     def call(self, name: str, state: Any, *args: Any) -> Any:
-        """Return what the call of a name makes."""
+        """Build the result of a call."""
         if name not in self.vocabulary.known:
-            raise UnsafeCheckpointError(f"makes an object of {printable(name)}")
+            raise UnsafeCheckpointError(f"has an object of {printable(name)}")
         return self.vocabulary.known[name](self, state, *args)
 
     def fill(self, target: Any, pairs: Iterable[Any]) -> Any:
@@ -233,24 +233,24 @@ class Builder:
         return target
 
     def key(self, key: Any) -> Any:
-        """Return the key of a dict, or the item of a set, if it is neither slow to hash nor made to collide."""
+        """Build the key of a dict or item of a set. Keys that are slow to hash, or could be made to collide, raise."""
         key = self.build(key)
         self.budget.spend(100)
         if isinstance(key, tuple) and len(key) <= 8 and all(map(_is_scalar, key)):
-            # Hashes of tuples are not secret, and many that collide take long: the price limits their number.
+            # Hashes of tuples are predictable, so an attacker could make many collide: the cost limits their number.
             self.budget.spend(10_000)
         elif not _is_scalar(key) and not isinstance(key, (Inert, torch.dtype)):
-            raise CheckpointError(f"has a {type(key).__name__} as a key, which no checkpoint needs")
+            raise CheckpointError(f"has a {type(key).__name__} as a key")
         return key
 
     def skip(self, name: str) -> Inert:
-        """Stand for what cannot be made here, where nobody needs it."""
+        """Return a placeholder for something unsupported; raise if the vocabulary has none."""
         if not self.vocabulary.inert:
-            raise CheckpointError(f"holds a {name}")
+            raise CheckpointError(f"has a {name}")
         return Inert(name)
 
     def array(self, data: Any, dtype: Any, shape: Any, order: Any = "C") -> Any:
-        """Make a numpy array, which owns its memory and is in this machine's byte order."""
+        """Build a numpy array that owns its memory, in native byte order."""
         shape = _sizes(shape)
         if not isinstance(dtype, np.dtype):
             return self.skip("numpy array of a dtype that is not plain")
@@ -259,7 +259,7 @@ class Builder:
         kind: Any
         kind, unit, price = (list, 1, 8) if dtype.hasobject else ((bytes, bytearray), dtype.itemsize, 1)
         if not isinstance(data, kind) or len(data) != math.prod(shape) * unit:
-            raise CheckpointError("holds an array of another size than its data")
+            raise CheckpointError("has an array whose shape does not match its data")
         self.budget.spend(price * len(data) + 200)
         if dtype.hasobject:
             return np.fromiter(data, dtype, len(data)).reshape(shape, order=order)
@@ -268,34 +268,34 @@ class Builder:
 
 
 def _is_scalar(key: Any) -> bool:
-    # Hashes of strings are cached and secret; wider integers would allow collisions.
+    # Hashes of strings are cached and random; wide integers can be made to collide.
     return type(key) in (str, bytes, float, bool, type(None)) or (type(key) is int and key.bit_length() < 61)
 
 
 def _shown(value: Any) -> str:
-    """Describe a value by its name or type; tuples in tuples could take for ever to be written out."""
+    """Describe a value by its name or type, since nested tuples could have an endless repr."""
     return printable(getattr(value, "name", value if isinstance(value, str) else f"a {type(value).__name__}"))
 
 
-# What names stand for: functions of the builder, the state that the pickle sets, and the arguments.
+# The functions of WEIGHTS.known: of the builder, the state that the pickle sets, and the arguments.
 
 
 def _tensor(builder: Builder, _: Any, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Tensor:
-    # What follows is requires_grad, hooks, a dtype in the third version, and metadata.
+    # The rest is requires_grad, hooks, in version 3 a dtype, and metadata.
     if not isinstance(storage, _Storage):
-        raise CheckpointError("holds a tensor without a storage")
+        raise CheckpointError("has a tensor without a storage")
     if len(rest) > 2 and isinstance(rest[-1], dict) and rest[-1]:
-        raise CheckpointError("holds a conjugate or negative view of a tensor: save resolve_conj().resolve_neg() of it")
+        raise CheckpointError("has a conjugate or negative view of a tensor: save resolve_conj().resolve_neg() of it")
     dtype = rest[2] if len(rest) > 2 and isinstance(rest[2], torch.dtype) else storage.dtype
     if str(dtype).startswith("torch.q"):
-        raise CheckpointError(f"holds a tensor of {dtype} without what its numbers mean")
+        raise CheckpointError(f"has a tensor of {dtype} without its scale")
     size, stride = _sizes(size), _sizes(stride)
     (offset,) = _sizes((offset,)) if all(size) else (0,)
     nbytes = math.prod(size) * dtype.itemsize
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if nbytes and (last + 1) * dtype.itemsize > storage.data.nbytes():
-        raise CheckpointError("holds a tensor that does not lie inside its storage")
-    # One that repeats its elements costs what it would take in full.
+        raise CheckpointError("has a tensor that does not lie inside its storage")
+    # An expanded tensor costs as much as its copy would.
     builder.budget.spend(1000 + (nbytes if nbytes > storage.data.nbytes() else 0))
     tensor: Any = torch.empty(0, dtype=dtype, device=storage.data.device)
     tensor.set_(storage.data, offset, size, stride)
@@ -304,7 +304,7 @@ def _tensor(builder: Builder, _: Any, storage: Any, offset: Any, size: Any, stri
 
 def _parameter(builder: Builder, _: Any, data: Any, requires_grad: Any = True, *hooks: Any) -> Tensor:
     if not isinstance(data, Tensor):
-        raise CheckpointError("holds a parameter that is not a tensor")
+        raise CheckpointError("has a parameter that is not a tensor")
     builder.budget.spend(1000)
     return torch.nn.Parameter(data.detach(), requires_grad is True)
 
@@ -312,7 +312,7 @@ def _parameter(builder: Builder, _: Any, data: Any, requires_grad: Any = True, *
 def _tensor_of_type(builder: Builder, _: Any, function: Any, kind: Any, args: Any, state: Any) -> Any:
     names = [value.name if isinstance(value, Inert) else "" for value in (function, kind)]
     if not names[0].startswith("torch._utils._rebuild_") or names[1] not in _BARE or not isinstance(args, tuple):
-        raise UnsafeCheckpointError(f"makes a tensor of {printable(names[1])}")
+        raise UnsafeCheckpointError(f"has a tensor of {printable(names[1])}")
     return builder.call(names[0], None, *args)
 
 
@@ -333,7 +333,7 @@ def _dtype(builder: Builder, state: Any, name: Any, *_: Any) -> Any:
 
 def _array(builder: Builder, state: Any, kind: Any, *_: Any) -> Any:
     if not isinstance(kind, Inert) or kind.name != "numpy.ndarray" or not isinstance(state, tuple):
-        raise UnsafeCheckpointError("makes an array of something that is not an array")
+        raise UnsafeCheckpointError("has an array of a class other than numpy.ndarray")
     shape, dtype, fortran, data = state[-4:]
     return builder.array(data, dtype, shape, "F" if fortran else "C")
 
@@ -355,7 +355,7 @@ def _scalar(builder: Builder, _: Any, dtype: Any, data: Any = b"") -> Any:
 def _bytes(builder: Builder, _: Any, data: Any = b"", encoding: Any = "latin1") -> bytes:
     # Protocols 0 to 2 write bytes as text.
     if not isinstance(data, (str, bytes, bytearray)):
-        raise CheckpointError("makes bytes of something that is not data")
+        raise CheckpointError(f"converts a {type(data).__name__} to bytes")
     if encoding not in ("latin1", "latin-1", "ascii", "utf-8"):
         raise UnsafeCheckpointError(f"encodes with codec {_shown(encoding)}")
     builder.budget.spend(len(data))
@@ -364,7 +364,7 @@ def _bytes(builder: Builder, _: Any, data: Any = b"", encoding: Any = "latin1") 
 
 def _container(kind: Callable[[], Any], state: Any) -> Any:
     if state is not None:
-        raise UnsafeCheckpointError("changes a container")
+        raise UnsafeCheckpointError("sets the state of a container")
     return kind()
 
 
@@ -375,7 +375,7 @@ def _set(builder: Builder, _: Any, items: Any = ()) -> Any:
 def _ordered_dict(builder: Builder, state: Any, pairs: Any = ()) -> Any:
     value: Any = collections.OrderedDict()
     if isinstance(state, dict) and "_metadata" in state:
-        # The versions of modules, which load_state_dict goes by.
+        # The versions of modules, for load_state_dict.
         value._metadata = state["_metadata"]
     return builder.fill(value, _plain_list(pairs))
 
@@ -391,31 +391,31 @@ def _defaultdict(_: Builder, __: Any, factory: Any = None) -> Any:
 
 def _plain_list(items: Any) -> Any:
     if not isinstance(items, (list, tuple)):
-        raise CheckpointError(f"makes a container of a {type(items).__name__}")
+        raise CheckpointError(f"converts a {type(items).__name__} to a container")
     return items
 
 
 def _reconstructed(builder: Builder, _: Any, kind: Any, *__: Any) -> Inert:
-    # What protocols 0 and 1 do for objects.
+    # Protocols 0 and 1 build objects so.
     if not builder.vocabulary.is_inert(kind):
         raise UnsafeCheckpointError(f"reconstructs an object of {_shown(kind)}")
     return Inert(kind.name)
 
 
 def _getattr(builder: Builder, _: Any, owner: Any, name: Any) -> Inert:
-    # mmengine's logs hold methods of theirs.
+    # mmengine's logs are saved with their methods.
     full = f"{_shown(owner)}.{_shown(name)}"
     if full not in builder.vocabulary.bare and not (builder.vocabulary.is_inert(owner) and isinstance(name, str)):
         raise UnsafeCheckpointError(f"would import builtins.getattr, to use {full}{builder.vocabulary.advice}")
     return Inert(full)
 
 
-# Names that stand for themselves, as arguments of others.
+# Names that are only arguments of others.
 _BARE = frozenset(
     ["numpy.ndarray", "torch._utils._rebuild_wrapper_subclass", "torch.Tensor", "torch.nn.parameter.Parameter"]
     + [f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "long", "str", "tuple", "unicode")]
 )
-# Checkpoints are full of training arguments, configs and logs, whose content nobody needs: they are read past.
+# Checkpoints often have training arguments, configs and logs, which are not needed: placeholders replace them.
 _INERT = tuple(
     """
     addict.addict. argparse.Namespace builtins.complex builtins.frozenset builtins.object builtins.range builtins.slice
@@ -427,7 +427,7 @@ _INERT = tuple(
     yacs.config.
     """.split()  # noqa: SIM905 - these are words, not code
 )
-# What a file of weights may name.
+# The names in files of weights.
 WEIGHTS = Vocabulary(
     known={
         "_codecs.encode": _bytes,
@@ -458,6 +458,6 @@ WEIGHTS = Vocabulary(
     },
     bare=_BARE,
     inert=_INERT,
-    advice=". A checkpoint may hold tensors, arrays and plain containers; if this is a whole pickled model, save its "
+    advice=". A checkpoint may have tensors, arrays and plain containers; if this is a whole pickled model, save its "
     "state_dict() instead",
 )

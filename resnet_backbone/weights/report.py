@@ -1,4 +1,4 @@
-"""What loading did, as data and as text; what refuses a match, and what only deserves a warning."""
+"""The report of a load, and the checks that refuse a match or warn about it."""
 
 from __future__ import annotations
 
@@ -24,26 +24,27 @@ class LoadReport:
     """How a checkpoint matched a backbone.
 
     Attributes:
-        source: The source, as it was given.
-        origin: The path or URL that it led to.
-        format: Whose names the file uses.
-        network: What network the file holds, such as ``'ResNet-50'``.
-        prefix: What preceded the network's names in the file.
-        container: The keys that led to its state dict in the file, joined by dots, such as ``'ema.module'``.
+        source: The argument ``source``.
+        origin: The path or URL of the file.
+        format: The framework whose parameter names the file has.
+        network: The network in the file, such as ``'ResNet-50'``.
+        prefix: Prefix of the network's keys in the file.
+        container: The keys that lead to its state dict in the file, joined by dots, such as ``'ema.module'``.
         averaged: Whether these are weights averaged over training (EMA).
-        loaded: The backbone's tensors that were loaded, by its own names.
-        renamed: The file's name of each loaded tensor that it calls otherwise, by the backbone's name.
-        unused: What the file has that the backbone does not have: classifiers, necks, heads, stages beyond the last.
-        unexpected: What the file has inside the backbone's stem and stages that the backbone lacks.
-        missing: What the backbone has and the file lacks.
-        added: What the backbone has and pretrained files never do: offsets of deformable convolutions, plugins.
-        mismatched: Name, shape in the file and shape in the backbone of what could not be loaded for its shape.
-        changes: What was computed rather than copied, in words: an adapted first convolution, folded norm layers.
-        warnings: What deserves a second look, in words.
-        preprocessing: The images that the weights take; ``None`` where nothing says.
-        preprocessing_basis: Who says so: ``'source'``, ``'file'``, or ``'convention'`` where it is merely usual for
-            weights with such names.
-        style: Where the weights' Bottlenecks stride, ``'pytorch'`` or ``'caffe'``; ``None`` where nothing says.
+        loaded: Names of the backbone's tensors that were loaded.
+        renamed: Name in the file of each loaded tensor with another name there, by its name in the backbone.
+        unused: Names of the file's tensors outside the backbone: classifiers, necks, heads, later stages.
+        unexpected: Names of the file's tensors in the stem or a stage for which the backbone has none.
+        missing: Names of the backbone's tensors that the file does not have.
+        added: Names of the backbone's tensors that pretrained files never have: offsets of deformable convolutions,
+            plugins.
+        mismatched: Name, shape in the file and shape in the backbone of tensors that were not loaded.
+        changes: Descriptions of what was computed instead of copied: an adapted first convolution, folded norm layers.
+        warnings: Descriptions of possible problems.
+        preprocessing: The preprocessing that the weights expect; ``None`` if unknown.
+        preprocessing_basis: How it is known: from the ``'source'``, from the ``'file'``, or by ``'convention'``,
+            because weights with such names usually expect it.
+        style: Style of the weights' Bottlenecks, ``'pytorch'`` or ``'caffe'``; ``None`` if unknown.
     """
 
     source: str
@@ -89,22 +90,24 @@ class LoadReport:
         rows.append(("images", self._images()))
         rows += [("warning", warning) for warning in self.warnings]
         lines = [f"{self.network} from {self.origin}", *(f"  {title:<11} {text}" for title, text in rows)]
-        # Names and paths may hold what would control a terminal, or what cannot be encoded.
+        # Names and paths may have control characters, or characters that cannot be encoded.
         return "\n".join(printable(line, 10_000) for line in lines)
 
     def _images(self) -> str:
         if self.preprocessing is None:
-            return "unknown: the file does not say how to normalize them"
-        usual = " (usual with these names; the file does not say)" if self.preprocessing_basis == "convention" else ""
+            return "unknown: the file does not state the preprocessing"
+        usual = (
+            " (usual for these names; the file does not state it)" if self.preprocessing_basis == "convention" else ""
+        )
         return f"{self.preprocessing}{usual}"
 
 
 def group(names: Iterable[str]) -> str:
-    """List tensors by the module they belong to, such as ``'66 tensors: conv1 (1), bn1 (5), layer1 (60)'``."""
+    """Count tensors by module, such as ``'66 tensors: conv1 (1), bn1 (5), layer1 (60)'``."""
     counts: dict[str, int] = {}
     for name in names:
         parts = name.split("." if "." in name else "_")
-        # A wrapper's name says nothing; what it wraps does.
+        # The name of a wrapper alone is not informative.
         key = ".".join(parts[:2]) if parts[0] in ("module", "model", "backbone", "teacher", "student") else parts[0]
         counts[key] = counts.get(key, 0) + 1
     total = sum(counts.values())
@@ -114,7 +117,7 @@ def group(names: Iterable[str]) -> str:
 
 
 def listed(names: Iterable[str], most: int = 20) -> str:
-    """Join names by commas; of many the first ones, and how many there are besides."""
+    """Join names by commas, at most ``most`` of them, and the number of the others."""
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
@@ -123,15 +126,15 @@ def listed(names: Iterable[str], most: int = 20) -> str:
 def check_match(
     report: LoadReport, network: SourceNetwork, facts: WeightFacts, backbone: nn.Module, strict: bool
 ) -> None:
-    """Refuse what does not match, with the reason that says most."""
+    """Raise if the file does not match the backbone, with the most informative reason."""
     if not report.loaded:
-        raise MismatchError(f"nothing of {report.origin} matches the backbone: it holds a {report.network}")
-    # Convolutions alone, their norm layers left out, would compute something else: no caller can want that.
+        raise MismatchError(f"nothing of {report.origin} matches the backbone: the file has a {report.network}")
+    # Convolutions without their norm layers would compute something else, so this is refused even if not strict.
     if getattr(backbone, "deployed", False):
         ours = set(canonical_names_of(backbone).values())
         if any(re.search(r"\bnorm\d?\.weight$", name) and name not in ours for name in network.tensors):
             raise MismatchError(
-                f"{report.origin} does not match: it has norm layers, and switch_to_deploy() has folded those of the "
+                f"{report.origin} does not match: it has norm layers, which switch_to_deploy() has removed from the "
                 "backbone: load it before switch_to_deploy()"
             )
     problem = _problem(report, network.architecture, backbone) if strict else None
@@ -140,19 +143,19 @@ def check_match(
     problem = _other_function(facts, backbone) if strict else None
     if problem is not None:
         raise MismatchError(
-            f"{report.origin} does not match, though its names do: {problem}. strict=False loads it all the same"
+            f"{report.origin} does not match, although its names do: {problem}. strict=False loads it anyway"
         )
 
 
 def check_values(origin: str, loaded: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that hold no usable numbers, in the file or in the backbone's dtype."""
+    """Raise if a tensor has no finite floating-point values, in the file's dtype and in the backbone's."""
     for name, value in loaded.items():
-        refused = f"{origin} is not loaded: {name}"
+        refused = f"{origin} cannot be loaded: {name}"
         if value.is_meta:
-            raise CheckpointError(f"{refused} is on the meta device: it has a shape and no numbers")
+            raise CheckpointError(f"{refused} is on the meta device, which has no data")
         if type(value).__name__ == "DTensor":
             raise CheckpointError(
-                f"{refused} is a DTensor, one process's shard: save full_tensor(), or gather the state dict with "
+                f"{refused} is a DTensor, the shard of one process: save full_tensor(), or gather the state dict with "
                 "torch.distributed.checkpoint.state_dict.get_model_state_dict(options=StateDictOptions("
                 "full_state_dict=True))"
             )
@@ -162,15 +165,15 @@ def check_values(origin: str, loaded: Mapping[str, Tensor], state: Mapping[str, 
             if name.endswith("num_batches_tracked"):
                 continue
             raise CheckpointError(f"{refused} is of dtype {value.dtype}, not floating-point")
-        # float32 holds every number of the narrower dtypes, and some of these have no isfinite of their own.
+        # isfinite does not support all of the narrower dtypes, whose values float32 can represent.
         try:
             wide = value if value.dtype == torch.float64 else value.float()
         except (RuntimeError, NotImplementedError) as error:
             raise CheckpointError(f"{refused} is of dtype {value.dtype}, which cannot be converted") from error
         if not bool(torch.isfinite(wide).all()):
-            raise CheckpointError(f"{refused} holds NaN or Inf")
+            raise CheckpointError(f"{refused} has NaN or Inf")
         if not bool(torch.isfinite(wide.to(state[name].dtype)).all()):
-            raise CheckpointError(f"{refused} holds numbers beyond {state[name].dtype}, the backbone's dtype")
+            raise CheckpointError(f"{refused} has values beyond the range of {state[name].dtype}, the backbone's dtype")
 
 
 def _problem(report: LoadReport, file: Architecture | None, backbone: nn.Module) -> str | None:
@@ -195,22 +198,22 @@ def _norm_difference(report: LoadReport, file: Architecture, own: Architecture) 
     lacks_statistics = any(name.endswith("running_var") for name in report.missing)
     if own.running_statistics and not file.running_statistics and lacks_statistics:
         return (
-            "its norm layers have no running statistics, so they are group norm, or another kind, where the backbone "
-            "has batch norm; norm_cfg=dict(type='GN', num_groups=32) is usual"
+            "its norm layers have no running statistics, so they are probably group norm; the backbone has batch norm. "
+            "norm_cfg=dict(type='GN', num_groups=32) is usual"
         )
     if file.running_statistics and not own.running_statistics:
-        return "its norm layers are batch norm, with running statistics; the backbone's keep none"
+        return "its norm layers are batch norm, with running statistics; the backbone's have none"
     return None
 
 
 def _other_function(facts: WeightFacts, backbone: nn.Module) -> str | None:
-    """Say which function the weights are of, where it is not the backbone's."""
+    """Describe how the weights' network computes something else than the backbone, if it is known to."""
     name = facts.origin.lower()
     if re.search(r"res(net|next)(aa|blur)\d|_lpf\d", name):
-        return "they are of an anti-aliased network, which blurs before it strides; this package has none"
+        return "the weights are of an anti-aliased network, which blurs before striding and is not available here"
     standardizes = "WS" in str(_type(getattr(backbone, "conv_cfg", None)))
     if not standardizes and ("_ws" in name or "WS" in str(_type(facts.backbone_cfg.get("conv_cfg")))):
-        return "they were trained with weight standardization: conv_cfg=dict(type='ConvWS')"
+        return "the weights were trained with weight standardization: conv_cfg=dict(type='ConvWS')"
     return None
 
 
@@ -219,47 +222,47 @@ def _type(cfg: object) -> object:
 
 
 def warnings_about(facts: WeightFacts, network: SourceNetwork, match: Match, backbone: nn.Module) -> Iterator[str]:
-    """Yield what deserves a second look where weights and backbone meet."""
+    """Yield descriptions of possible problems with these weights in this backbone."""
     problem = _other_function(facts, backbone)
     if problem is not None:
-        yield f"these weights are for another function: {problem}"
+        yield f"the backbone computes something else: {problem}"
     own, architecture = getattr(backbone, "style", None), network.architecture
     if None not in (facts.style, own) and own != facts.style and architecture is not None and architecture.bottleneck:
         yield (
-            f"these weights stride as style='{facts.style}' does and take images of {facts.preprocessing}; "
+            f"the weights are of style='{facts.style}' and expect images of {facts.preprocessing}; "
             f"the backbone has style={own!r}"
         )
     yield from _config_differences(facts, backbone)
     is_dilated = any(dilation != 1 for dilation in getattr(backbone, "dilations", ()))
     if is_dilated and getattr(backbone, "avg_down", False) and _is_timms(facts, network):
         yield (
-            "these are timm's weights of a D variant: where timm dilates a stage, its shortcut pools 2x2 at stride 1, "
-            "and the backbone's does not pool"
+            "these are timm's weights of a D variant: in dilated stages, timm's shortcuts pool 2x2 with stride 1, and "
+            "the backbone's do not pool"
         )
     has_batch_norm = any(isinstance(module, _BatchNorm) for module in backbone.modules())
     if match.folded and has_batch_norm and getattr(backbone, "norm_eval", False) is not True:
         yield (
-            "the norm layers of these weights are folded: they have no statistics to go on from, so keep them in eval "
-            "mode (norm_eval=True) with norm_cfg=dict(type='BN', requires_grad=False)"
+            "the norm layers of these weights are folded and have no running statistics: keep them in eval mode "
+            "(norm_eval=True) with norm_cfg=dict(type='BN', requires_grad=False)"
         )
 
 
-# What changes the function of a network and not the names or shapes of its weights, with mmdet's defaults.
+# Arguments that do not change the names and shapes of weights, with mmdet's defaults.
 _FUNCTION = {"strides": (1, 2, 2, 2), "dilations": (1, 1, 1, 1), "contract_dilation": False, "multi_grid": None}
 
 
 def _config_differences(facts: WeightFacts, backbone: nn.Module) -> Iterator[str]:
-    """Compare the backbone with the one in the config that the file holds."""
+    """Compare the backbone with the one in the file's config."""
     config = facts.backbone_cfg
     if not str(config.get("type", "")).startswith("ResNet"):
         return
     for name, default in _FUNCTION.items():
         theirs, ours = config.get(name, default), getattr(backbone, name, default)
-        # The file may say anything.
+        # The file may have any values.
         if not (theirs is None or isinstance(theirs, (bool, list, tuple))) or (not theirs and default):
             continue
         theirs, ours = (tuple(value) if isinstance(value, (list, tuple)) else value for value in (theirs, ours))
-        # Stages that only one of the two has do not count.
+        # Only stages that both have are compared.
         pairs = zip(theirs, ours) if isinstance(theirs, tuple) and isinstance(ours, tuple) else [(theirs, ours)]
         if any(one != other for one, other in pairs):
             yield f"the config in the file says {name}={theirs!r}; the backbone has {name}={ours!r}"

@@ -1,12 +1,10 @@
 """Parse a pickle into plain data and inert records, without importing or calling anything that it names.
 
-A pickle is a program for a stack machine: its instructions import names, call them, and change what they made. Here a
-name becomes a ``Name``, and a call or a container a ``Call``, so nothing that exists outside of the file can be reached
-from it.
+A pickle is a program for a stack machine: its instructions import names, call them, and modify the results. Here a name
+becomes a ``Name``, and a call or a container becomes a ``Call``, so the file cannot reach anything outside itself.
 
-What remains to an attacker is time and memory. All that the instructions allocate is counted against a budget, sizes
-are compared with the file before anything is allocated, and nothing is hashed. Python's own unpicklers cannot be
-limited in these ways.
+To limit time and memory, every allocation counts against a budget, sizes are compared with the file before anything is
+allocated, and nothing is hashed. Python's own unpicklers have no such limits.
 """
 
 from __future__ import annotations
@@ -24,21 +22,21 @@ from ..errors import CheckpointError, UnsafeCheckpointError
 __all__ = ["Budget", "Call", "Name", "Persistent", "parse_pickle"]
 
 _ALLOWANCE = 150_000_000
-# Longer than any array of protocol 0. Without an end, a line could be the whole of a large file.
+# Longer than any array in protocol 0. Without a limit, a line could be as long as the file.
 _MAX_LINE = 100_000_000
 
 
 class Budget:
-    """The memory in bytes that reading a file may take: twice the file's size and 150 MB."""
+    """Limit of the memory, in bytes, for reading a file: twice its size plus 150 MB."""
 
     def __init__(self, file_size: int) -> None:
         self.left = 2 * file_size + _ALLOWANCE
 
     def spend(self, amount: int) -> None:
-        """Count an allocation; raise a ``CheckpointError`` if it is too much."""
+        """Count an allocation; raise a ``CheckpointError`` if the budget is exceeded."""
         self.left -= amount
         if self.left < 0:
-            raise CheckpointError("would take far more memory than a file of its size can need")
+            raise CheckpointError("would take far more memory than a file of its size needs")
 
 
 @dataclass(eq=False, slots=True)
@@ -50,9 +48,9 @@ class Name:
 
 @dataclass(eq=False, slots=True)
 class Call:
-    """The call of a name; a ``list``, ``dict`` or ``set`` is one without a module.
+    """A call of a name, or a ``list``, ``dict`` or ``set``, and what is then added to the result.
 
-    The state, the items, and the keys and values in turn are set in its result.
+    ``pairs`` has keys and values in turn.
     """
 
     name: str
@@ -64,7 +62,7 @@ class Call:
 
 @dataclass(eq=False, slots=True)
 class Persistent:
-    """A reference to what lies outside of the pickle: the storage of a tensor."""
+    """A reference to data outside the pickle: the storage of a tensor."""
 
     id: Any
 
@@ -74,22 +72,24 @@ def parse_pickle(
 ) -> tuple[Any, list[Persistent]]:
     """Read one pickle from a file.
 
-    ``check_name`` is called with every name, and returns it as it is to be known, or raises. The pickle may not pass
-    the position ``end`` in the file.
+    Args:
+        file: The file, at the start of the pickle.
+        end: Position in the file that the pickle must not pass.
+        budget: What allocations are counted against.
+        check_name: Called with each name; returns the name to use, or raises.
 
     Returns:
-        What it describes: Python's own scalars and tuples, ``Name``, ``Call`` and ``Persistent``; and all of its
-        references.
+        The object, made of Python's scalars and tuples, ``Name``, ``Call`` and ``Persistent``; and all references.
 
     Raises:
         CheckpointError: The pickle is damaged, or would take too much memory.
-        UnsafeCheckpointError: It does what no checkpoint does.
+        UnsafeCheckpointError: It does something that no checkpoint does.
     """
     machine = _Machine(file, end, budget, check_name)
     while (code := file.read(1)) != pickle.STOP:
         if code not in _INSTRUCTIONS:
-            # Among them those for buffers, and for this process's registry of extensions.
-            raise CheckpointError(f"has {code!r} where a pickle has an instruction" if code else "ends too early")
+            # Including those for out-of-band buffers and the extension registry.
+            raise CheckpointError(f"has {code!r} in place of a pickle instruction" if code else "ends too early")
         price, execute = _INSTRUCTIONS[code]
         budget.spend(price)
         execute(machine)
@@ -109,10 +109,10 @@ class _Machine:
         self.memo: dict[int, Any] = {}
         self.references: list[Persistent] = []
 
-    # What follows an instruction in the file.
+    # Reading arguments of instructions from the file.
 
     def take(self, size: int) -> bytes:
-        # Reading would allocate all that is asked for, whether the file has it or not.
+        # read() would allocate the whole size even if the file is shorter.
         data = self.file.read(size) if size <= 4096 or size <= self.end - self.file.tell() else b""
         if len(data) != size:
             raise CheckpointError("ends too early")
@@ -145,7 +145,7 @@ class _Machine:
 
     def pop(self, count: int) -> list[Any]:
         if len(self.stack) < count:
-            raise CheckpointError("takes more from its stack than is there")
+            raise CheckpointError("pops from an empty stack")
         values = self.stack[-count:]
         del self.stack[-count:]
         return values
@@ -155,14 +155,14 @@ class _Machine:
         return values
 
     def put(self, index: int) -> None:
-        # The index is only a key here; in Python's own unpickler it is a size.
+        # Only a key here; Python's unpickler allocates an array of this size.
         self.memo[index] = self.stack[-1]
 
-    # Names, calls, and what is done with them.
+    # Names, calls and changes to their results.
 
     def name(self, module: Any, name: Any) -> Name:
         if not isinstance(module, str) or not isinstance(name, str):
-            raise UnsafeCheckpointError("names a class or function by something other than strings")
+            raise UnsafeCheckpointError("has a class or function name that is not a string")
         return Name(self.check_name(f"{module}.{name}"))
 
     def call(self, name: Any, args: Any, kwargs: Any = None) -> None:
@@ -191,7 +191,7 @@ class _Machine:
 
     def check_protocol(self, protocol: int) -> None:
         if protocol > 5:
-            raise CheckpointError(f"is a pickle of protocol {protocol}, which is not known here")
+            raise CheckpointError(f"is a pickle of protocol {protocol}; 5 is the newest that is supported")
 
 
 def _described(value: Any) -> str:
@@ -203,7 +203,7 @@ def _text(data: bytes) -> str:
 
 
 def _old_text(data: bytes) -> str:
-    # Python 2's strings hold text and bytes alike, and as latin1 nothing of them is lost.
+    # Python 2 strings may be text or bytes; latin1 preserves both.
     return data.decode("latin1")
 
 
@@ -223,8 +223,7 @@ def _quoted(line: bytes) -> str:
     return _old_text(codecs.escape_decode(line[1:-1])[0])
 
 
-# What each instruction does, with the memory in bytes that it takes beside what it counts itself. No instruction is
-# free, which bounds the time.
+# What each instruction does, and its fixed cost in bytes of memory. No instruction is free, which bounds the time.
 _INSTRUCTIONS: dict[bytes, tuple[int, Callable[[_Machine], Any]]] = {
     pickle.PROTO: (30, lambda m: m.check_protocol(m.number(1))),
     pickle.FRAME: (30, lambda m: m.take(8)),

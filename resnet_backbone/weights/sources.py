@@ -1,4 +1,4 @@
-"""Resolve a source, as users write it, to a file on this machine.
+"""Resolve the source of a checkpoint to a local file.
 
 A source is a path, an http or https URL, ``torchvision://``, ``timm://``, ``hf://``, ``detectron2://``,
 ``catalog://``, ``open-mmlab://``, or anything that mmengine has a loader for.
@@ -42,13 +42,13 @@ __all__ = ["ResolvedSource", "resolve"]
 
 
 class ResolvedSource(NamedTuple):
-    """What a source led to.
+    """A checkpoint and what its source says about it.
 
     Attributes:
-        path: The file; ``None`` where mmengine's loader returned the content itself.
+        path: The file; ``None`` if mmengine's loader returned the content itself.
         origin: Where the file comes from, for the report.
-        preprocessing: The images that its weights take, where the source says so.
-        style: Where its Bottlenecks stride, where the source says so.
+        preprocessing: The preprocessing that its weights expect, if known.
+        style: Style of its Bottlenecks, if known.
         content: What mmengine's loader returned.
     """
 
@@ -68,13 +68,13 @@ class _Options(NamedTuple):
 def resolve(
     source: str | os.PathLike[str], sha256: str | None = None, progress: bool = True, map_location: Any = "cpu"
 ) -> ResolvedSource:
-    """Get hold of a checkpoint; the arguments are those of ``load_pretrained``.
+    """Find or download a checkpoint; the arguments are those of ``load_pretrained``.
 
     Raises:
-        CheckpointNotFoundError: A path without a file, or a name whose weights are no longer available.
+        CheckpointNotFoundError: The file does not exist, or the weights are no longer available.
         DownloadError: The file could not be downloaded.
-        CheckpointError: The file has another hash than ``sha256``.
-        ArgumentError: There is no such source, or ``sha256`` is not a hash.
+        CheckpointError: The file's hash is not ``sha256``.
+        ArgumentError: ``source`` is unknown, or ``sha256`` is not a hash.
     """
     if not isinstance(source, (str, os.PathLike)):
         raise ArgumentTypeError(
@@ -105,20 +105,20 @@ def _check_hash(path: Path, sha256: str | None) -> None:
         return
     if os.path.isdir(path) or is_index(path.name):
         raise ArgumentError(f"sha256 is for one file, and {path} is several: got sha256={sha256!r}")
-    # What is not a regular file, or does not exist, is refused when it is read.
+    # A missing or special file is refused when it is read.
     try:
         good = not os.path.isfile(path) or matches_hash(path, sha256)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror or error})") from error
     if not good:
-        raise CheckpointError(f"{path} is not the file that was asked for: its SHA-256 does not begin with {sha256}")
+        raise CheckpointError(f"{path} is not the requested file: its SHA-256 does not begin with {sha256}")
 
 
 def _by_mmengine(text: str, loader: Callable[..., Any], options: _Options) -> ResolvedSource:
-    """Load what mmengine has a loader for.
+    """Load a source that mmengine has a loader for.
 
-    Of mmengine's own loaders, which would read the file with torch.load, only the way to the file is taken; a loader
-    that the user registered returns the content.
+    mmengine's own loaders read files with ``torch.load``, so files are only downloaded as they do. A loader that the
+    user registered returns the content.
     """
     origin = f"{without_credentials(text)}, by mmengine"
     download = _MMENGINE_DOWNLOADS.get(getattr(loader, "__name__", "")) if loader.__module__ == _MMENGINE else None
@@ -132,7 +132,7 @@ def _by_mmengine(text: str, loader: Callable[..., Any], options: _Options) -> Re
             download(text, path)
         except ImportError as error:
             raise CheckpointError(f"{without_credentials(text)} needs a package that is missing: {error}") from error
-        except Exception as error:  # each client has errors of its own
+        except Exception as error:  # each client has its own exceptions
             raise DownloadError(f"{without_credentials(text)} cannot be downloaded: {error}") from error
         _check_hash(path, options.sha256)
         return ResolvedSource(None, origin, content=read_file(path, options.map_location))
@@ -156,7 +156,7 @@ _MMENGINE_DOWNLOADS: dict[str, Callable[[str, Path], None]] = {
 
 
 def _local(text: str) -> ResolvedSource:
-    # Unlike Path.expanduser, this one leaves ~nosuchuser as it is.
+    # Unlike Path.expanduser, this keeps ~nosuchuser.
     path = Path(os.path.expanduser(text))
     entry = zoo.by_file(path.name)
     preprocessing, style = (entry.preprocessing, entry.style) if entry is not None else (_of_folder(path), None)
@@ -167,7 +167,7 @@ _MAX_CONFIG_BYTES = 1_000_000
 
 
 def _of_folder(path: Path) -> Preprocessing | None:
-    """Read the preprocessing that Hugging Face's libraries write beside weights of theirs."""
+    """Read the preprocessing that Hugging Face's libraries store next to their weights."""
     if not os.path.isdir(path):
         if path.name not in (*SINGLE_NAMES, *INDEX_NAMES):
             return None
@@ -181,7 +181,7 @@ def _of_folder(path: Path) -> Preprocessing | None:
 
 
 def _download(url: str, options: _Options, patient: bool = True) -> Path:
-    # A file without a hash is read once before it is cached: a truncated or re-encoded one never is.
+    # A file without a hash is read before it is cached, so that a truncated or re-encoded one is not.
     return fetch(url, options.sha256, options.progress, patient, check=read_file)
 
 
@@ -193,7 +193,7 @@ def _url(url: str, options: _Options) -> ResolvedSource:
     return ResolvedSource(_download(url, options), without_credentials(url), preprocessing, style)
 
 
-# The catalog of detectron2 for Detectron's weights, by which its configs name them.
+# The names of Detectron's weights in detectron2's configs.
 _CATALOG = {
     "ImageNetPretrained/MSRA/R-50": "ImageNetPretrained/MSRA/R-50.pkl",
     "ImageNetPretrained/MSRA/R-101": "ImageNetPretrained/MSRA/R-101.pkl",
@@ -207,7 +207,7 @@ _CATALOG = {
 
 def _catalog(name: str, options: _Options) -> ResolvedSource:
     if name not in _CATALOG:
-        raise UnknownNameError(f"detectron2's catalog has no {name!r} of a backbone.{did_you_mean(name, _CATALOG)}")
+        raise UnknownNameError(f"detectron2's catalog has no backbone {name!r}.{did_you_mean(name, _CATALOG)}")
     return _url(f"https://dl.fbaipublicfiles.com/detectron/{_CATALOG[name]}", options)
 
 
@@ -216,7 +216,7 @@ def _detectron2(name: str, options: _Options) -> ResolvedSource:
 
 
 def _torchvision(name: str, options: _Options) -> ResolvedSource:
-    """Get ``resnet50``, ``resnet50.imagenet1k_v2`` or ``ResNet50_Weights.IMAGENET1K_V2``."""
+    """Resolve ``resnet50``, ``resnet50.imagenet1k_v2`` or ``ResNet50_Weights.IMAGENET1K_V2``."""
     try:
         from torchvision.models import get_model_weights, list_models
     except ImportError as error:
@@ -226,7 +226,7 @@ def _torchvision(name: str, options: _Options) -> ResolvedSource:
     if model not in list_models():
         raise UnknownNameError(f"torchvision has no model {model!r}.{did_you_mean(model, list_models())}")
     weights = get_model_weights(model)
-    # mmdet's configs mean the first weights that torchvision had: the plain name stays with them.
+    # In mmdet's configs, a plain name means torchvision's first weights.
     version = version.upper() or next(iter(weights.__members__))
     if version not in weights.__members__:
         raise UnknownNameError(
@@ -244,7 +244,7 @@ def _timm(name: str, options: _Options) -> ResolvedSource:
 def _hugging_face(name: str, options: _Options) -> ResolvedSource:
     parts = name.split("/", 2)
     if len(parts) < 2 or not all(parts[:2]):
-        raise ArgumentError(f"source 'hf://{name}' must read hf://ORG/REPO or hf://ORG/REPO/FILE")
+        raise ArgumentError(f"source must be hf://ORG/REPO or hf://ORG/REPO/FILE, got 'hf://{name}'")
     file, preprocessing = fetch_from_hub("/".join(parts[:2]), parts[2] if len(parts) > 2 else None)
     return ResolvedSource(file, f"hf://{name}", preprocessing, None)
 
@@ -252,18 +252,18 @@ def _hugging_face(name: str, options: _Options) -> ResolvedSource:
 def _open_mmlab(name: str, options: _Options) -> ResolvedSource:
     known = get_external_models()
     entry = zoo.by_name(name)
-    # A user's own open_mmlab.json, in MMENGINE_HOME, has the last word.
+    # A user's own open_mmlab.json, in MMENGINE_HOME, takes precedence.
     url = known.get(name)
     if entry is not None and (url is None or entry.original == url):
         return _named(entry, f"open-mmlab://{name}", options)
     if isinstance(url, str) and url.startswith(("http://", "https://")):
         return _url(url, options)
     names = [*known, *(item.name for item in zoo.NAMED)]
-    raise CheckpointNotFoundError(f"open-mmlab://{name} is not a name that OpenMMLab had.{did_you_mean(name, names)}")
+    raise CheckpointNotFoundError(f"OpenMMLab has no weights named {name!r}.{did_you_mean(name, names)}")
 
 
 def _named(entry: zoo.NamedWeights, asked: str, options: _Options) -> ResolvedSource:
-    """Get OpenMMLab's file if it is in the cache, else the same weights from elsewhere, else the file itself."""
+    """Use OpenMMLab's file if it is cached, otherwise download the same weights from elsewhere, or the file itself."""
     cached = cached_path(entry.original)
     digest = options.sha256 or hash_in_name(cached.name)
     if os.path.isfile(cached) and os.access(cached, os.R_OK) and (digest is None or matches_hash(cached, digest)):
@@ -285,10 +285,10 @@ def _named(entry: zoo.NamedWeights, asked: str, options: _Options) -> ResolvedSo
 def _advice(entry: zoo.NamedWeights) -> str:
     if entry.relation == "SAME":
         return f"If you have OpenMMLab's file, put it at {cached_path(entry.original)}"
-    kind = {"RETRAINED": "another training of the same network", "NONE": "another network"}[entry.relation]
+    kind = {"RETRAINED": "the same network, trained again", "NONE": "a different network"}[entry.relation]
     return (
-        f"OpenMMLab's server is gone, and this file is available nowhere else ({entry.origin}). The nearest is "
-        f"{entry.source}, {kind}: write that instead, or put OpenMMLab's file, if you have it, at "
+        f"OpenMMLab's server is gone, and this file is not available elsewhere ({entry.origin}). The closest weights "
+        f"are {entry.source} ({kind}): use them instead, or put OpenMMLab's file, if you have it, at "
         f"{cached_path(entry.original)}"
     )
 
@@ -296,7 +296,7 @@ def _advice(entry: zoo.NamedWeights) -> str:
 def _mmcls(name: str, options: _Options) -> ResolvedSource:
     known = get_mmcls_models()
     if name not in known:
-        raise CheckpointNotFoundError(f"mmcls://{name} is not a name that OpenMMLab had.{did_you_mean(name, known)}")
+        raise CheckpointNotFoundError(f"OpenMMLab has no classifier named {name!r}.{did_you_mean(name, known)}")
     return _url(known[name], options)
 
 

@@ -1,15 +1,15 @@
-"""Named weights: what mmdet's configs call ``open-mmlab://NAME``, and where the same weights can still be had.
+"""Named weights: ``open-mmlab://NAME`` in mmdet's configs, and where the same weights are still available.
 
-``download.openmmlab.com``, which these names stand for, stopped answering in June 2026. Most of its backbone files were
-conversions of weights that others had released; those releases are still there. ``relation`` says how an entry's source
-relates to OpenMMLab's file:
+``download.openmmlab.com``, where these names lead, stopped responding in June 2026. Most of its backbone files were
+converted from weights that others had released, and those releases are still online. ``relation`` is how an entry's
+source relates to OpenMMLab's file:
 
-* ``SAME``: the release that the file was converted from: the same numbers under other names. It is used instead.
-* ``RETRAINED``: another training of the same network. It is never used silently: loading fails and names it.
-* ``NONE``: nothing near enough; loading fails and names the nearest there is.
+* ``SAME``: the release that the file was converted from, with the same numbers under other names. It is used instead.
+* ``RETRAINED``: the same network, trained again. It is never substituted silently: loading fails and suggests it.
+* ``NONE``: a different network; loading fails and suggests it as the closest one.
 
-Provenance is taken from OpenMMLab's documentation and from the releases' own. No tensors were compared: that needs
-OpenMMLab's files, which are no longer served.
+The origins are taken from the documentation of OpenMMLab and of the releases. The tensors were not compared, because
+OpenMMLab's files are no longer available.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ _RES2NET = "https://shanghuagao.oss-cn-beijing.aliyuncs.com/res2net"
 
 
 class NamedWeights(NamedTuple):
-    """A name that configs use, and what it leads to.
+    """Weights that configs refer to by name.
 
     Attributes:
-        name: What follows ``open-mmlab://``; for a file that configs give by its URL, the URL's last part.
-        original: OpenMMLab's own URL.
-        relation: How ``source`` relates to OpenMMLab's file: see the module's description.
-        source: Where to get ``SAME`` weights, or the nearest there is.
+        name: The name after ``open-mmlab://``, or the last part of the URL for a file that configs refer to by URL.
+        original: OpenMMLab's URL.
+        relation: How ``source`` relates to OpenMMLab's file: see the module's docstring.
+        source: Source of the same, or of the closest, weights.
         origin: Who trained the weights.
-        preprocessing: The images that OpenMMLab's file wants, and a ``SAME`` source with it.
-        style: Where its Bottlenecks stride: ``'pytorch'`` or ``'caffe'``.
+        preprocessing: The preprocessing that OpenMMLab's file expects.
+        style: Style of its Bottlenecks: ``'pytorch'`` or ``'caffe'``.
     """
 
     name: str
@@ -151,11 +151,11 @@ NAMED: tuple[NamedWeights, ...] = (
     ),
 )
 
-# Releases whose names are not enough to tell what they want.
+# Releases whose preprocessing and style do not follow from their parameter names.
 _RELEASES: dict[str, tuple[Preprocessing, str]] = {
     f"{_D2}/torchvision/R-50.pkl": (IMAGENET_RGB, "pytorch"),
     f"{_D2}/torchvision/R-101.pkl": (IMAGENET_RGB, "pytorch"),
-    # Detectron2's catalog says of Detectron's weights that all take images with a standard deviation of 1.
+    # According to detectron2's catalog, all of Detectron's weights expect a standard deviation of 1.
     f"{_D1}/20171220/X-101-32x8d.pkl": (DETECTRON_BGR, "pytorch"),
     f"{_D1}/FBResNeXt/X-101-64x4d.pkl": (DETECTRON_BGR, "pytorch"),
     f"{_D1}/25093814/X-152-32x8d-IN5k.pkl": (DETECTRON_BGR, "pytorch"),
@@ -163,7 +163,7 @@ _RELEASES: dict[str, tuple[Preprocessing, str]] = {
 
 
 def by_name(name: str) -> NamedWeights | None:
-    """Find the entry of what follows ``open-mmlab://``."""
+    """Find the entry of a name after ``open-mmlab://``."""
     return next((entry for entry in NAMED if entry.name == name), None)
 
 
@@ -185,7 +185,7 @@ def is_named(source: str) -> bool:
 
 
 def by_source(url: str) -> tuple[Preprocessing, str] | None:
-    """Return the images and the style that the file at a release's URL wants, where they are known."""
+    """Return the preprocessing and the style of the weights at a release's URL, if known."""
     for entry in NAMED:
         if entry.relation == "SAME" and entry.source == url:
             return entry.preprocessing, entry.style

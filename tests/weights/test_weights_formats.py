@@ -692,7 +692,7 @@ def test_two_networks_of_one_kind_need_a_prefix(shake, image, torchvision_levels
     model = shake(torchvision.models.resnet18())
     other = shake(torchvision.models.resnet18(), seed=5)
     source = wrap(model.state_dict(), "left.") | wrap(other.state_dict(), "right.")
-    with pytest.raises(CheckpointError, match=r"2 networks, under the prefixes 'left\.', 'right\.'"):
+    with pytest.raises(CheckpointError, match=r"2 networks, with the prefixes 'left\.', 'right\.'"):
         load_pretrained(ResNet(depth=18), source)
     for prefix in ("left", "left."):
         check(ResNet(depth=18), source, torchvision_levels(model, image), prefix=prefix)
@@ -703,7 +703,7 @@ def test_two_networks_of_one_kind_need_a_prefix(shake, image, torchvision_levels
 def test_two_state_dicts_need_a_prefix(shake, image, torchvision_levels, check, tmp_path):
     models = {name: shake(torchvision.models.resnet18(), seed) for seed, name in enumerate(("first", "second"))}
     source = {"nets": {name: model.state_dict() for name, model in models.items()}}
-    with pytest.raises(CheckpointError, match=r"under the prefixes 'nets\.first\.', 'nets\.second\.': say which"):
+    with pytest.raises(CheckpointError, match=r"prefixes 'nets\.first\.', 'nets\.second\.'"):
         load_pretrained(ResNet(depth=18), source)
     for name, model in models.items():
         levels = torchvision_levels(model, image)

@@ -355,7 +355,7 @@ def test_conventional_preprocessing_is_marked(state):
     preprocessing, basis = images(state)
     assert preprocessing.bgr_to_rgb
     assert basis == "convention"
-    assert "the file does not say" in str(load_pretrained(ResNet(**NARROW), state))
+    assert "the file does not state it" in str(load_pretrained(ResNet(**NARROW), state))
 
 
 def test_no_preprocessing_for_thirteen_bands(shake):

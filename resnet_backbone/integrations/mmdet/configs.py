@@ -49,8 +49,8 @@ def load_backbone_cfg(config: str) -> dict[str, Any]:
     try:
         root = Config.fromfile(config if Path(config).exists() else config_path(config))
     except ArgumentError as error:
-        raise ArgumentError(f"config {config!r} is no file, and {error}") from None
-    except Exception as error:  # a config is code: it may fail in any way
+        raise ArgumentError(f"config {config!r} is not a file, and {error}") from None
+    except Exception as error:  # a config is code, which may raise anything
         reason = " ".join(str(error).split())
         raise ArgumentError(f"config {config!r} cannot be read: {type(error).__name__}: {reason}") from error
     model: Any = root.get("model", root)

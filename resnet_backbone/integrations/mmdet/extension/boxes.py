@@ -177,7 +177,7 @@ def _first_maximum(scores: Array) -> int:
 
 
 def _compact(alive: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Indices:
-    """The order that mmcv leaves its boxes in: whatever is dropped is replaced by the last box."""
+    """Return the order in which mmcv leaves its boxes: the last box replaces each one that is dropped."""
     count = int(np.count_nonzero(alive))
     order = np.arange(count)
     order[~alive[:count]] = count + np.flatnonzero(alive[count:])[::-1]
