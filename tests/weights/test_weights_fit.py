@@ -173,9 +173,9 @@ def test_integer_weights(file, refused):
         (
             lambda w: w.double() * 1e300,
             torch.float32,
-            r"has values beyond the range of torch\.float32, the backbone's dtype",
+            r"has values beyond the range of torch\.float32",
         ),
-        (lambda w: w * 1e7, torch.float16, r"has values beyond the range of torch\.float16, the backbone's dtype"),
+        (lambda w: w * 1e7, torch.float16, r"has values beyond the range of torch\.float16"),
         (lambda w: torch.full_like(w, torch.nan).to(torch.float8_e4m3fn), torch.float32, "has NaN or Inf"),
     ],
 )
