@@ -280,17 +280,8 @@ def is_on_border(
 ) -> Tensor:
     """Return which offsets put their sampling point exactly one pixel before the first row (y) or column (x).
 
-    There the derivative by the offset jumps: mmcv takes 0, torchvision the one from inside the image.
-
-    Args:
-        offset: As for ``deform_conv2d``.
-        kernel_size: Size of the kernel, along y and x.
-        stride: As for ``deform_conv2d``.
-        padding: As for ``deform_conv2d``.
-        dilation: As for ``deform_conv2d``.
-
-    Returns:
-        Booleans of the shape of ``offset``.
+    There the derivative by the offset jumps: mmcv takes 0, torchvision the one from inside the image. The arguments are
+    those of ``deform_conv2d``; the result has the shape of ``offset``.
     """
     rows, columns = [
         torch.arange(size, device=offset.device) * stride[axis] - padding[axis]

@@ -1,1 +1,1 @@
-"""The commands; programs that use the networks do not need them."""
+"""Command-line tools, which programs that use the networks do not need."""
