@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar, cast
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 from mmengine.model import BaseModule
 from torch import Tensor, is_grad_enabled, nn
@@ -41,7 +41,7 @@ class ResidualBlock(BaseModule):
     norm2_name: str
     conv1: nn.Module
     conv2: nn.Module
-    relu: nn.Module
+    relu: Callable[[Tensor], Tensor]
     downsample: nn.Module | None
     after_conv1_plugin_names: Sequence[str] = ()
     after_conv2_plugin_names: Sequence[str] = ()
@@ -185,7 +185,7 @@ class ResidualBlock(BaseModule):
         Returns:
             Features of shape ``(N, planes * expansion, H / stride, W / stride)``.
         """
-        return cast(Tensor, self.relu(self._sum(x)))
+        return self.relu(self._sum(x))
 
     def _sum(self, x: Tensor) -> Tensor:
         """Compute the input of the last ReLU, checkpointed if ``with_cp`` is set."""
@@ -413,4 +413,4 @@ class Bottleneck(ResidualBlock):
 
     def _middle(self, x: Tensor) -> Tensor:
         """Compute the part between the two 1x1 convolutions."""
-        return cast(Tensor, self.relu(self._conv_norm(self.conv2, self.norm2, x)))
+        return self.relu(self._conv_norm(self.conv2, self.norm2, x))

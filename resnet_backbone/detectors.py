@@ -95,7 +95,7 @@ class Bottleneck(blocks.Bottleneck):
         out = self._sum(x)
         if self.rfp_inplanes:
             out = out + self.rfp_conv(rfp_feat)
-        return cast(Tensor, self.relu(out))
+        return self.relu(out)
 
 
 class DetectoRS_ResNet(ResNet):  # noqa: N801 - mmdet's name

@@ -45,14 +45,14 @@ class Block1d(ResidualBlock):
         return self._forward_padded(x)
 
     def _forward_padded(self, x: Padded) -> Padded:
-        layers: list[nn.Module] = []
+        layers: list[Any] = []
         for conv, norm in self.conv_norm_names:
             layers += [getattr(self, conv), getattr(self, norm), self.relu]
         out = x.apply(*layers[:-1])
         shortcut = x if self.downsample is None else x.apply(*cast(nn.Sequential, self.downsample))
         # Cropped where the reference's padding has shortened the residual branch.
         features = out.features + shortcut.features[..., : out.features.shape[-1]]
-        return Padded(features, out.lengths).without_padding().apply(self.relu)
+        return Padded(self.relu(features), out.lengths).without_padding()
 
 
 class BasicBlock1d(Block1d, BasicBlock):

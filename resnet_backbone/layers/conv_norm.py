@@ -7,7 +7,8 @@ That saves a pass over the features in each direction, and the memory of the fea
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, cast
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from mmcv.cnn.bricks import wrappers
@@ -47,14 +48,16 @@ def conv_norm(conv: Any, norm: Any, x: Tensor, fold: bool, *, checkpointed: bool
         fold: Compute both as one convolution where the result differs only by rounding.
         checkpointed: Whether the caller is within a checkpoint, which drops what is saved here.
     """
+    out: Tensor
     if not fold or is_watched(x) or not is_foldable(conv, norm) or x.dim() != conv.weight.dim():
-        return cast(Tensor, norm(conv(x)))
+        out = norm(conv(x))
     # An ordinary operation saves its inputs before it runs, so a checkpoint need not recompute the last one.
-    if checkpointed or is_tracing() or not torch.is_grad_enabled():
+    elif checkpointed or is_tracing() or not torch.is_grad_enabled():
         again = conv.training and is_compiling() and not is_recording()
-        weight, bias = fold_weights(conv, norm, rescale_in_backward=again)
-        return cast(Tensor, conv._conv_forward(x, weight, bias))
-    return cast(Tensor, _scaled_conv(x, conv.weight, *norm_as_affine(norm, conv.bias), conv))
+        out = conv._conv_forward(x, *fold_weights(conv, norm, rescale_in_backward=again))
+    else:
+        out = _scaled_conv(x, conv.weight, *norm_as_affine(norm, conv.bias), conv)
+    return out
 
 
 def conv_norm_sequence(layers: nn.Module, x: Tensor, fold: bool, *, checkpointed: bool = False) -> Tensor:
@@ -67,7 +70,8 @@ def conv_norm_sequence(layers: nn.Module, x: Tensor, fold: bool, *, checkpointed
         checkpointed: As for ``conv_norm``.
     """
     if not fold or type(layers) is not nn.Sequential or has_hooks(layers) or is_watched(x):
-        return cast(Tensor, layers(x))
+        out: Tensor = layers(x)
+        return out
     modules, index = list(layers), 0
     while index < len(modules):
         if type(modules[index]) in _CONVS and index + 1 < len(modules):
@@ -128,7 +132,8 @@ class _ScaledConv(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, conv: Any) -> Tensor:
         # The module's own function, which autocast knows.
-        return cast(Tensor, conv._conv_forward(x, _scaled(weight, scale), shift.to(weight.dtype)))
+        out: Tensor = conv._conv_forward(x, _scaled(weight, scale), shift.to(weight.dtype))
+        return out
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -171,10 +176,8 @@ class _ScaledConv(torch.autograd.Function):
     def jvp(ctx: Any, x_t: Tensor, weight_t: Tensor, scale_t: Tensor, shift_t: Tensor, _: None) -> Tensor:
         x, weight, scale = ctx.saved_tensors
         scaled_t = _scaled(weight_t, scale) + _scaled(weight, scale_t)
-        convolve = ctx.conv._conv_forward
-        return cast(
-            Tensor, convolve(x_t, _scaled(weight, scale), shift_t.to(weight.dtype)) + convolve(x, scaled_t, None)
-        )
+        convolve: Callable[..., Tensor] = ctx.conv._conv_forward
+        return convolve(x_t, _scaled(weight, scale), shift_t.to(weight.dtype)) + convolve(x, scaled_t, None)
 
 
 # Function.apply without its Python part, which binds arguments for torch.func: that gets ordinary operations above, and
