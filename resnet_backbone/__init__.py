@@ -12,10 +12,8 @@ try:
 except ImportError as _error:
     raise ImportError(
         f"resnet_backbone needs mmengine and mmcv, and could not import them ({_error}). "
-        "Without a compiler: pip install mmengine 'mmcv-lite>=2.1' 'setuptools<82'. "
-        "To work with mmdet: pip install mmengine mmcv mmdet, or, for the maintained fork, "
-        "pip install onedl-mmengine onedl-mmcv onedl-mmdetection; these compile mmcv, see the README. "
-        "`resnet-backbone-doctor` says what is wrong here."
+        "Without mmdet: pip install mmengine 'mmcv-lite>=2.1' 'setuptools<82'. In any other environment, "
+        "`resnet-backbone-doctor` prints the commands that fix it."
     ) from _error
 
 from .blocks import BasicBlock, Bottleneck
