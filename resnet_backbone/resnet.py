@@ -26,7 +26,7 @@ from .layers.build import build_conv_layer, build_norm_layer
 from .layers.conv_norm import conv_norm, conv_norm_sequence
 from .layers.ddp import mark_unused_for_ddp
 from .layers.dimensions import layout, max_pool, memory_format, spatial_dims_of
-from .layers.tracing import untyped_at_runtime
+from .layers.tracing import is_recording, untyped_at_runtime
 from .res_layer import ResLayer
 
 __all__ = ["FeatureInfo", "ResNet", "ResNetV1c", "ResNetV1d", "channels_of", "pretrained_init_cfg"]
@@ -333,7 +333,7 @@ class ResNet(FineTuning):
         return tuple(outs)
 
     def _stem_features(self, x: Tensor) -> Tensor:
-        if self.channels_last:
+        if self.channels_last and not is_recording(x):  # vmap has no such call, and the convolutions do it as well
             x = x.contiguous(memory_format=memory_format(self.spatial_dims))
         if self.deep_stem:
             return conv_norm_sequence(self.stem, x, self.fold_norm)
@@ -571,8 +571,7 @@ def _stride_of(layer: nn.Module) -> int:
 
 def channels_of(stage: nn.Module) -> int:
     """Return the number of output channels of a stage."""
-    if hasattr(stage, "out_channels"):
-        return cast(int, stage.out_channels)
-    block = list(stage.children())[-1]
-    last_conv = block.conv3 if hasattr(block, "conv3") else block.conv2
-    return last_conv.out_channels  # type: ignore[union-attr, return-value]
+    block: Any = list(stage.children())[-1]
+    last_conv = getattr(block, "conv3", getattr(block, "conv2", stage))
+    # Pruning changes a convolution's; a wrapper such as LoRA's may not have it.
+    return cast(int, (last_conv if hasattr(last_conv, "out_channels") else stage).out_channels)

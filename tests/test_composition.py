@@ -105,7 +105,7 @@ def test_replaced_forward_is_called(layer, on, monkeypatch):
     assert not torch.allclose(results[0][0], build()(images())[0])
 
 
-@each_way
+@pytest.mark.parametrize("way", [*WAYS.values(), dict(channels_last=True)], ids=[*WAYS, "channels_last"])
 def test_per_sample_gradients(way):
     backbone = build(**way)
     parameters = {name: parameter.detach() for name, parameter in backbone.named_parameters()}

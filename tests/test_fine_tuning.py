@@ -201,6 +201,22 @@ def test_wrapped_convolutions_keep_feature_info(depth, cls):
     with_fpn(backbone, 8)
 
 
+def test_pruned_channels():
+    backbone = small()
+    first, second = backbone.layer2
+    for block, name in ((first, "conv2"), (first.downsample, "0"), (second, "conv2")):
+        conv = block.get_submodule(name)
+        kept = nn.Conv2d(conv.in_channels, 4, conv.kernel_size, conv.stride, conv.padding, bias=False)
+        setattr(block, name, kept)
+    first.bn2, first.downsample[1], second.bn2 = (nn.BatchNorm2d(4) for _ in range(3))
+    second.conv1 = nn.Conv2d(4, 16, 3, padding=1, bias=False)
+    backbone.layer3[0].conv1 = nn.Conv2d(4, 32, 3, 2, 1, bias=False)
+    backbone.layer3[0].downsample[0] = nn.Conv2d(4, 32, 1, 2, bias=False)
+    x = torch.rand(2, 3, 64, 64)
+    assert backbone.out_channels == (8, 4, 32, 64) == tuple(level.shape[1] for level in backbone(x))
+    assert with_fpn(backbone, 8)(x)["1"].shape == (2, 8, 8, 8)
+
+
 def test_replaced_stem_is_used():
     backbone = small()
     backbone.conv1, backbone.maxpool = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.Identity()
