@@ -123,7 +123,7 @@ class ResNet(FineTuning):
         152: (Bottleneck, (3, 8, 36, 3)),
     }
 
-    # A subclass may skip this __init__, as mmdet's RegNet does; forward then does not check the number of channels.
+    # A subclass may skip this __init__, as mmdet's RegNet does.
     in_channels: int | None = None
     spatial_dims: int = 2
     """Number of spatial dimensions, set by ``conv_cfg``: 1, 2 or 3."""
@@ -510,6 +510,10 @@ class ResNet(FineTuning):
         dims, channels = self.spatial_dims, self.in_channels
         if not isinstance(x, Tensor):
             raise ArgumentTypeError(f"x must be a tensor {layout(dims, channels or 'C')}, got a {type(x).__name__}")
+        if x.dim() == 2 + dims and x.shape[1] != channels:
+            # The user may have replaced the first convolution.
+            stem = self.stem if self.deep_stem else self.conv1
+            channels = next((module.in_channels for module in stem.modules() if hasattr(module, "in_channels")), None)
         if x.dim() != 2 + dims or (channels is not None and x.shape[1] != channels):
             raise ArgumentError(f"x must have shape {layout(dims, channels or 'C')}, got {tuple(x.shape)}")
         if not x.is_floating_point():

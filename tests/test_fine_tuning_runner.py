@@ -188,13 +188,15 @@ def test_layer_depths_of_the_model_take_precedence():
 
 
 def test_model_without_layer_depths_is_rejected():
-    for model, paramwise in [(nn.Linear(2, 2), 0.5), (Model(), "0.5"), (Model(), 0)]:
+    options = [dict(layer_decay_rate=rate) for rate in (0.5, "0.5", 0)]
+    # mmdet's and mmsegmentation's constructors call it decay_rate.
+    for model, paramwise in zip([nn.Linear(2, 2), Model(), Model(), Model()], [*options, dict(decay_rate=0.5)]):
         with pytest.raises(ArgumentError, match="layer_decay_rate"):
             build_optim_wrapper(
                 model,
                 dict(
                     constructor="LayerDecayOptimWrapperConstructor",
                     optimizer=dict(type="SGD", lr=0.1),
-                    paramwise_cfg=dict(layer_decay_rate=paramwise),
+                    paramwise_cfg=paramwise,
                 ),
             )

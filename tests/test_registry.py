@@ -122,6 +122,27 @@ assert MODELS.get("ResLayer") is mmdet.models.ResLayer
     assert run_python(script, CASES["working"][0]) == ""
 
 
+MINE = """
+from mmdet.models import ResNet as Base
+from mmdet.registry import MODELS
+
+@MODELS.register_module(force=True)
+class ResNet(Base):
+    pass
+"""
+
+
+@pytest.mark.parametrize("order", ["mine, resnet_backbone", "resnet_backbone, mine"])
+def test_class_of_the_user_stays_registered(order, run_python):
+    script = f"""
+import {order}
+from mmdet.registry import MODELS
+assert MODELS.get("ResNet") is mine.ResNet
+assert MODELS.get("ResNetV1d") is resnet_backbone.ResNetV1d
+"""
+    assert "mine.ResNet" in run_python(script, {**CASES["working"][0], "mine.py": MINE})
+
+
 BLOCKER = """
 import sys
 class Blocker:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from resnet_backbone import BasicBlock, Bottleneck, ResLayer, ResNet, ResNetV1c, ResNetV1d
+from resnet_backbone.errors import ArgumentError
 
 CONTEXT = dict(cfg=dict(type="ContextBlock", ratio=0.5), position="after_conv2")
 
@@ -178,6 +179,18 @@ def test_levels_are_in_ascending_order():
     x = torch.rand(1, 3, 32, 32)
     assert backbone.out_channels == (8, 32)
     assert [level.shape[1] for level in backbone(x)] == [8, 32]
+
+
+@pytest.mark.parametrize("deep_stem", [False, True])
+def test_first_convolution_may_be_replaced(deep_stem):
+    backbone = small(deep_stem=deep_stem).eval()
+    stem, name = (backbone.stem, "0") if deep_stem else (backbone, "conv1")
+    old = getattr(stem, name)
+    new = nn.Conv2d(5, old.out_channels, old.kernel_size, old.stride, old.padding, bias=False)
+    setattr(stem, name, new)
+    assert len(backbone(torch.rand(1, 5, 32, 32))) == 4
+    with pytest.raises(ArgumentError, match=r"\(N, 5, H, W\)"):
+        backbone(torch.rand(1, 4, 32, 32))
 
 
 @pytest.mark.parametrize("depth", [18, 50])

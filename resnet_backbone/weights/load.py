@@ -32,7 +32,7 @@ _AVERAGED = ("ema", "ema_model", "model_ema", "state_dict_ema", "model_ema_state
 # averaged weights are in state_dict.
 _CONTAINERS = ("state_dict", "ema_state_dict", "model", "model_state", "model_state_dict", "teacher")
 # Prefixes of networks in one state dict, in order of preference: self-supervised methods pass on the query encoder.
-_PREFIXES = ("encoder_q.", "base_encoder.", "backbone.", "")
+_PREFIXES = ("encoder_q.", "encoder_q.0.", "base_encoder.", "backbone.", "")
 # More networks than this in one file are not compared with the backbone one by one.
 _MAX_NETWORKS = 64
 # Longer keys are not parameter names.
@@ -70,7 +70,7 @@ def load_pretrained(
         progress: Whether to show a progress bar while downloading.
         map_location: Device of the tensors that are read, as in ``torch.load``. The backbone stays on its device.
         input_channels: How to adapt the first convolution if the backbone has a different number of input channels
-            than the file: ``'repeat'`` repeats the file's channels and keeps the sum (for one channel, it adds them
+            than the file: ``'repeat'`` repeats the file's channels, times 3 / ``in_channels`` (for one, it adds them
             up), ``'red'`` adds copies of the red channel, ``'zeros'`` adds zeros. A mapping gives, for each input
             channel of the backbone, the file's channel to copy, as an index or as ``'red'``, ``'green'`` or
             ``'blue'``; the other channels are zero.

@@ -246,6 +246,7 @@ WRAPPERS = {
     "Lightning": (lambda s, o: {"state_dict": wrap(s, "model."), "epoch": 3}, "torchvision or timm", "model."),
     "compiled": (lambda s, o: wrap(s, "module._orig_mod."), "torchvision or timm", "module."),
     "MoCo": (_moco, "MoCo", "module.encoder_q."),
+    "OpenSelfSup": (lambda s, o: wrap(s, "encoder_q.0.") | wrap(o, "encoder_k.0."), "MoCo", "encoder_q.0."),
     "MoCo v3": (
         lambda s, o: {"state_dict": wrap(s, "module.base_encoder.") | wrap(o, "module.momentum_encoder.")},
         "MoCo v3",

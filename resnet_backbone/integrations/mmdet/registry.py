@@ -66,18 +66,24 @@ def mmdet_registry() -> Registry:
 
 
 def register(registry: Registry) -> None:
-    """Register ``OVERRIDES``, and those of ``ADDITIONS`` whose names are free."""
+    """Register ``OVERRIDES`` in place of mmdet's classes, and ``ADDITIONS`` whose names are free.
+
+    A class that the user registered under one of these names stays.
+    """
     for cls in OVERRIDES:
-        registry.register_module(module=cls, force=True)
+        if may_register(cls.__name__, registry, replacing="mmdet."):
+            registry.register_module(module=cls, force=True)
+        else:
+            log(f"type={cls.__name__!r} stays {registry.module_dict[cls.__name__]}, which other code has registered")
     for cls in ADDITIONS:
         if may_register(cls.__name__, registry):
             registry.register_module(module=cls, force=True)
 
 
-def may_register(name: str, registry: Registry) -> bool:
-    """Whether a name is free, or taken by this package itself before a reload, as in notebooks."""
+def may_register(name: str, registry: Registry, replacing: str = "resnet_backbone.") -> bool:
+    """Whether a name is free, taken by this package before a reload, as in notebooks, or by modules to be replaced."""
     known = registry.module_dict.get(name)
-    return known is None or known.__module__.startswith("resnet_backbone.")
+    return known is None or known.__module__.startswith(("resnet_backbone.", replacing))
 
 
 def override_mmdet() -> None:
