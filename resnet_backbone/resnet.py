@@ -507,7 +507,8 @@ class ResNet(FineTuning):
     def _check_input(self, x: Tensor) -> None:
         if isinstance(x, Proxy):  # torch.fx tracing has no shapes
             return
-        dims, channels = self.spatial_dims, self.in_channels
+        dims = self.spatial_dims
+        channels: Any = self.in_channels
         if not isinstance(x, Tensor):
             raise ArgumentTypeError(f"x must be a tensor {layout(dims, channels or 'C')}, got a {type(x).__name__}")
         if x.dim() != 2 + dims or x.shape[1] != channels:

@@ -57,7 +57,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         super().add_params(params, module, prefix, is_dcn_module)
         if prefix:
             return
-        decay = self.paramwise_cfg.get("layer_decay_rate")
+        decay: Any = self.paramwise_cfg.get("layer_decay_rate")
         if not is_number(decay) or decay <= 0:
             raise ArgumentError(f"layer_decay_rate must be a number above 0, got {decay!r} in {self.paramwise_cfg!r}")
         owner: Any = module if hasattr(module, "get_layer_depth") else getattr(module, "backbone", None)
