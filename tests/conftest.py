@@ -2,14 +2,12 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import children
 import hypothesis
 import pytest
-import torch
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,17 +20,23 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     """Use one thread: the networks are too small for more."""
+    import torch  # not above: the process that only distributes the tests does without it
+
     torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def _seed():
+    import torch
+
     torch.manual_seed(0)
 
 
 @pytest.fixture
 def process_group() -> Iterator[None]:
     """A process group with a single process."""
+    import torch
+
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
@@ -43,7 +47,7 @@ RunPython = Callable[..., str]
 
 @pytest.fixture
 def run_python(tmp_path: Path) -> RunPython:
-    """A function that runs a script in a new interpreter and returns its output.
+    """A function that runs a script in a new process and returns its output.
 
     ``packages`` maps file names to sources of modules that are importable before any other, ``ours`` is where
     resnet_backbone comes from. A script that fails fails the test.
@@ -55,18 +59,15 @@ def run_python(tmp_path: Path) -> RunPython:
             file = shadows / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(source)
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(shadows), str(ours))), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, "-c", script],
-            cwd=tmp_path,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=300,
+        shadowed = {Path(name).parts[0].removesuffix(".py") for name in packages or {}}
+        process = children.context().Process(
+            target=children.run_script, args=(script, str(tmp_path), [str(shadows), str(ours)], shadowed)
         )
-        assert done.returncode == 0, done.stdout
-        return done.stdout
+        process.start()
+        process.join(timeout=300)
+        printed = (tmp_path / "output").read_text()
+        assert process.exitcode == 0, printed
+        return printed
 
     return run
 

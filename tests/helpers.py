@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -48,15 +49,17 @@ def loss_of(levels: Iterable[Tensor]) -> Tensor:
     return torch.stack([level.square().mean() for level in levels]).sum()
 
 
-@contextmanager
-def refused(exception: type[Exception], words: Iterable[str]) -> Iterator[None]:
-    """Assert that the block raises ``exception`` with ``words`` in its message.
-
-    The error must also be a ValueError, and an AssertionError as in mmdet.
-    """
-    with pytest.raises(exception) as caught:
-        yield
-    assert isinstance(caught.value, ValueError)
-    assert isinstance(caught.value, AssertionError)
+def assert_mentions(message: str, *words: str) -> None:
+    """Assert that a message has each of ``words``, as whole words: a name, a value, a path, not the sentence."""
+    assert words
     for word in words:
-        assert word in str(caught.value)
+        assert re.search(rf"(?<!\w){re.escape(word)}(?!\w)", message), f"{word!r} is not in {message!r}"
+
+
+@contextmanager
+def raises(exception: type[Exception], *words: str) -> Iterator[pytest.ExceptionInfo[Exception]]:
+    """Assert that the block raises exactly ``exception``, with a message that mentions each of ``words``."""
+    with pytest.raises(exception) as caught:
+        yield caught
+    assert caught.type is exception
+    assert_mentions(str(caught.value), *words)

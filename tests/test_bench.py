@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers import assert_mentions, raises
 from torch import nn
 
 from benchmarks import gpu
@@ -38,7 +39,7 @@ def test_training_rows_report_difference_time_and_memory(tmp_path, capsys):
     assert list(results) == ["exact", *rows]
     for result in results.values():
         if "bf16" in result["name"] and not hasattr(getattr(torch.backends.mkldnn, "conv", None), "fp32_precision"):
-            assert "torch 2.9 or newer" in result["note"]
+            assert_mentions(result["note"], "2.9")
             continue
         assert len(result["milliseconds"]) == 1
         assert result["error"] < (2e-2 if "bf16" in result["name"] else 1e-4)
@@ -156,18 +157,18 @@ def test_frozen_stages_cost_no_backward_pass():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "words"),
     [
-        (["--dtype", "fp64"], "--dtype must be one of fp32, tf32, bf16, fp16, got 'fp64'"),
-        (["--dtype", "fp16"], "--dtype fp16 is for --device cuda"),
-        (["--size", "8", "64"], "--height must be an integer of at least 32, got 8"),
-        (["--repeats", "0"], "--repeats must be an integer of at least 1, got 0"),
-        (["--only", "deploy"], "--only has no row 'deploy'. Did you mean 'deployed'?"),
+        (["--dtype", "fp64"], ["--dtype", "'fp64'", "fp32, tf32, bf16, fp16"]),
+        (["--dtype", "fp16"], ["--dtype", "fp16", "--device cuda", "fp32", "bf16"]),
+        (["--size", "8", "64"], ["--height", "8", "32"]),
+        (["--repeats", "0"], ["--repeats", "0", "1"]),
+        (["--only", "deploy"], ["--only", "'deploy'", "'deployed'"]),
     ],
 )
-def test_wrong_options_are_rejected(arguments, message, capsys):
+def test_wrong_options_are_rejected(arguments, words, capsys):
     assert main([*arguments]) == 1
-    assert message in capsys.readouterr().err
+    assert_mentions(capsys.readouterr().err, *words)
 
 
 def test_list_names_the_rows(capsys):
@@ -177,7 +178,7 @@ def test_list_names_the_rows(capsys):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_missing_cuda_is_reported():
-    with pytest.raises(ArgumentError, match="needs a GPU"):
+    with raises(ArgumentError, "--device cuda", "GPU"):
         Settings(device="cuda").check()
 
 

@@ -1,9 +1,10 @@
 import pytest
-from helpers import refused
+from helpers import raises
 from mmcv.cnn.bricks import ConvAWS2d, ConvWS2d
 from torch import nn
 
 from resnet_backbone import build_conv_layer, build_norm_layer, build_plugin_layer
+from resnet_backbone.errors import ArgumentError, ArgumentTypeError, UnknownNameError
 
 
 def test_conv_without_config_is_plain():
@@ -50,20 +51,28 @@ def test_plugin_is_named_by_type_and_postfix():
     assert cfg == dict(type="ContextBlock", ratio=0.5)
 
 
+def build_conv(cfg):
+    return build_conv_layer(cfg, 3, 8, 3)
+
+
+def build_norm(cfg):
+    return build_norm_layer(cfg, 8)
+
+
 @pytest.mark.parametrize(
     ("build", "cfg", "exception", "words"),
     [
-        (lambda cfg: build_conv_layer(cfg, 3, 8, 3), dict(type="Cnov2d"), KeyError, ["conv_cfg", "'Cnov2d'", "Conv2d"]),
-        (lambda cfg: build_conv_layer(cfg, 3, 8, 3), dict(bias=True), KeyError, ["conv_cfg", "'type'", "bias"]),
-        (lambda cfg: build_conv_layer(cfg, 3, 8, 3), "Conv2d", TypeError, ["conv_cfg", "dict", "'Conv2d'"]),
-        (lambda cfg: build_norm_layer(cfg, 8), dict(type="NB"), KeyError, ["norm_cfg", "'NB'", "BN", "SyncBN", "GN"]),
-        (lambda cfg: build_norm_layer(cfg, 8), dict(), KeyError, ["norm_cfg", "'type'"]),
-        (lambda cfg: build_norm_layer(cfg, 8), None, TypeError, ["norm_cfg", "dict", "None"]),
-        (lambda cfg: build_norm_layer(cfg, 8), dict(type=3), KeyError, ["norm_cfg", "3"]),
-        (lambda cfg: build_norm_layer(cfg, 8), dict(type="GN"), ValueError, ["norm_cfg", "num_groups"]),
-        (lambda cfg: build_plugin_layer(cfg), dict(type="Kontext"), KeyError, ["'Kontext'", "ContextBlock"]),
+        (build_conv, dict(type="Cnov2d"), UnknownNameError, ["conv_cfg", "'Cnov2d'", "Conv2d"]),
+        (build_conv, dict(bias=True), UnknownNameError, ["conv_cfg", "'type'", "bias"]),
+        (build_conv, "Conv2d", ArgumentTypeError, ["conv_cfg", "dict", "'Conv2d'"]),
+        (build_norm, dict(type="NB"), UnknownNameError, ["norm_cfg", "'NB'", "BN", "SyncBN", "GN"]),
+        (build_norm, dict(), UnknownNameError, ["norm_cfg", "'type'"]),
+        (build_norm, None, ArgumentTypeError, ["norm_cfg", "dict", "None"]),
+        (build_norm, dict(type=3), UnknownNameError, ["norm_cfg", "3"]),
+        (build_norm, dict(type="GN"), ArgumentError, ["norm_cfg", "num_groups"]),
+        (build_plugin_layer, dict(type="Kontext"), UnknownNameError, ["'Kontext'", "ContextBlock"]),
     ],
 )
 def test_wrong_config_is_rejected_by_name(build, cfg, exception, words):
-    with refused(exception, words):
+    with raises(exception, *words):
         build(cfg)

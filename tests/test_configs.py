@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import TORCH
+from helpers import TORCH, raises
 from mmengine import Config
 
 from resnet_backbone import RegNet, ResNet, build_backbone
+from resnet_backbone.errors import ArgumentError
 from resnet_backbone.integrations.mmdet.configs import CONFIGS, config_path
 from resnet_backbone.version import __version__
 from resnet_backbone.weights.zoo import by_name
@@ -68,7 +69,7 @@ def test_config_begins_with_a_description(file):
 
 def test_config_path_suggests_the_closest_name():
     assert Path(config_path("_base_/backbones/resnet18.py")).is_file()
-    with pytest.raises(ValueError, match=r"Did you mean '_base_/backbones/resnet18\.py'"):
+    with raises(ArgumentError, "'_base_/backbones/resnet-18.py'", "'_base_/backbones/resnet18.py'"):
         config_path("_base_/backbones/resnet-18.py")
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import assert_same_bits, shake
+from helpers import assert_mentions, assert_same_bits, shake
 
 pytest.importorskip("matplotlib", reason="the demo draws with it")
 
@@ -38,9 +38,7 @@ def test_demo_uses_random_weights_offline(offline, photo, tmp_path, capfd):
     printed = capfd.readouterr()
     assert printed.err == ""
     first, *table = printed.out.splitlines()
-    assert "/resnet18-f37072fd.pth cannot be fetched" in first
-    assert "Name or service not known" in first
-    assert "random weights" in first
+    assert_mentions(first, "resnet18-f37072fd.pth", "Name or service not known", "random weights")
     for name, shape in [("layer1", "(1, 64, 10, 16)"), ("layer4", "(1, 512, 2, 2)")]:
         assert any(name in line and shape in line for line in table)
     assert table[-1] == f"Picture: {out}"
@@ -78,13 +76,13 @@ def test_photographs_are_rotated_and_resized(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("missing.jpg", None, "does not exist"),
-        ("text.jpg", b"hello", "image must be a photograph"),
-        ("empty.png", b"", "image must be a photograph"),
+        ("missing.jpg", None, ["exist"]),
+        ("text.jpg", b"hello", ["photograph"]),
+        ("empty.png", b"", ["photograph"]),
         (
             "cut.png",
             b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x01\x00\x00\x00\x01\x00\x08\x02\x00\x00\x00",
-            "cut.png",
+            ["photograph"],
         ),
     ],
 )
@@ -96,16 +94,14 @@ def test_unreadable_image_is_rejected(name, content, words, tmp_path, capsys):
     printed = capsys.readouterr()
     assert printed.out == ""
     assert len(printed.err.splitlines()) == 1
-    assert str(path) in printed.err
-    assert words in printed.err
+    assert_mentions(printed.err, "image", repr(str(path)), *words)
 
 
 @pytest.mark.parametrize(("out", "words"), [("out.xyz", ".png"), ("missing/out.png", "folder")])
 def test_invalid_output_path_is_rejected_before_computing(out, words, tmp_path, capsys):
     assert main(["demo", "--out", str(tmp_path / out)]) == 1
     error = capsys.readouterr().err
-    assert "out must" in error
-    assert words in error
+    assert_mentions(error, "out", repr(str(tmp_path / out)), words)
 
 
 def test_strongest_channels_come_first_and_ties_keep_their_order():

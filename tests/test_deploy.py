@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from helpers import TORCH, shake
+from helpers import TORCH, raises, shake
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -100,13 +100,13 @@ def test_second_call_changes_nothing():
 def test_training_is_rejected():
     backbone = shaken(norm_eval=False, plugins=[dict(cfg=dict(type="ContextBlock", ratio=0.5), position="after_conv2")])
     backbone.switch_to_deploy()
-    with pytest.raises(DeployedError, match="cannot train"):
+    with raises(DeployedError, "train"):
         backbone.requires_grad_()
-    with pytest.raises(DeployedError, match="init_weights"):
+    with raises(DeployedError, "init_weights", "switch_to_deploy"):
         backbone.init_weights()
     backbone.layer1.requires_grad_(True)
     backbone.train()
-    with pytest.raises(DeployedError, match="cannot train"):
+    with raises(DeployedError, "train"):
         backbone(torch.rand(1, 3, 32, 32))
     with torch.no_grad():
         backbone(torch.rand(1, 3, 32, 32))
@@ -140,7 +140,7 @@ def test_only_deployed_checkpoints_load():
     exact = shaken()
     deployed = ResNet(18, **SMALL).switch_to_deploy()
     for strict in (True, False):
-        with pytest.raises(DeployedError, match="load it before switch_to_deploy"):
+        with raises(DeployedError, "batch norms", "switch_to_deploy"):
             nn.Sequential(deployed).load_state_dict(nn.Sequential(exact).state_dict(), strict=strict)
     expected = outputs(exact)
     deployed.load_state_dict(exact.switch_to_deploy().state_dict())
@@ -203,7 +203,7 @@ def test_compile_in_place_with_constant_weights():
     # Weights that are constants lie in the order of the kernels, and activations are part of these.
     assert "mkldnn::_convolution_pointwise" in (called := operators(backbone))
     assert not called & {"aten::convolution", "aten::relu", "aten::relu_"}
-    with pytest.raises(DeployedError, match="load them before compile"):
+    with raises(DeployedError, "constants", "compile()"):
         backbone.load_state_dict(backbone.state_dict())
     assert_close(outputs(copy.deepcopy(backbone)), expected)
     x = torch.rand(1, 3, 64, 64, requires_grad=True)

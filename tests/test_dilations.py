@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import raises
 from torchvision.models import get_model
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -99,16 +100,16 @@ def test_subclasses_get_no_dilation_arguments_by_default():
 
 
 @pytest.mark.parametrize(
-    ("multi_grid", "error", "message"),
+    ("multi_grid", "error", "words"),
     [
-        (2, ArgumentTypeError, r"multi_grid.*\b3\b.*\b2"),
-        ((1, 2), ArgumentError, r"multi_grid.*\b3\b.*\(1, 2\)"),
-        ((1, 2, 0), ArgumentError, r"multi_grid.*\(1, 2, 0\)"),
-        ((1, 2, 4.0), ArgumentError, r"multi_grid.*\(1, 2, 4\.0\)"),
+        (2, ArgumentTypeError, ["2", "3"]),
+        ((1, 2), ArgumentError, ["(1, 2)", "3"]),
+        ((2, 2, 0), ArgumentError, ["(2, 2, 0)", "1"]),
+        ((2, 2, 4.0), ArgumentError, ["(2, 2, 4.0)", "1"]),
     ],
 )
-def test_rejects(multi_grid, error, message):
-    with pytest.raises(error, match=message):
+def test_rejects(multi_grid, error, words):
+    with raises(error, "multi_grid", *words):
         ResNet(50, multi_grid=multi_grid)
-    with pytest.raises(error, match=message):
+    with raises(error, "multi_grid", *words):
         ResLayer(BasicBlock, 8, 8, 3, multi_grid=multi_grid)

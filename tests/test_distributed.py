@@ -1,17 +1,13 @@
 """Gradients averaged over two processes match those of one process for the whole batch."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
+import children
 import pytest
 import runner_training
 import torch
 import torch.distributed as dist
-from helpers import assert_same_bits, loss_of, shake
+from helpers import assert_same_bits, loss_of, raises, shake
 from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
-from torch import multiprocessing, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from resnet_backbone import ResNet
@@ -33,52 +29,39 @@ def gradients_of(backbone, x):
     return [parameter.grad for parameter in backbone.parameters() if parameter.requires_grad]
 
 
-def train_on_half(rank, folder, arguments):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    backbone = DistributedDataParallel(build(**arguments))
-    torch.save(gradients_of(backbone, images()[rank::2]), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+DDP = {"folded": dict(fold_norm=True), "channels_last": dict(fold_norm=True, channels_last=True, with_cp=True)}
 
 
-@pytest.mark.parametrize("arguments", [dict(fold_norm=True), dict(fold_norm=True, channels_last=True, with_cp=True)])
-def test_gradients_of_two_processes_match_one(arguments, tmp_path):
-    multiprocessing.spawn(train_on_half, (tmp_path, arguments), nprocs=2)
+def train_in_two(rank, folder):
+    """Save what one of two processes computes for each test of this module."""
+    for name, arguments in DDP.items():
+        backbone = DistributedDataParallel(build(**arguments))
+        torch.save(gradients_of(backbone, images()[rank::2]), folder / f"{name} {rank}.pt")
+    for case in runner_training.CASES:
+        torch.save(runner_training.train(case, folder, "pytorch"), folder / f"{case} {rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def trained_by_two(tmp_path_factory):
+    """The folder with the results of two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    children.run_two(train_in_two, folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", DDP)
+def test_gradients_of_two_processes_match_one(name, trained_by_two):
     # The losses are means, and so is what DistributedDataParallel makes of two gradients.
     expected = gradients_of(build(), images())
     for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        found = torch.load(trained_by_two / f"{name} {rank}.pt", weights_only=True)
         assert len(found) == len(expected)
         for one, other in zip(found, expected):
             assert (one - other).norm() <= 1e-10 * other.norm()
 
 
-@pytest.fixture(scope="module")
-def trained_by_two(tmp_path_factory):
-    """The folder with the results of two processes, started by torchrun."""
-    folder = tmp_path_factory.mktemp("two")
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [sys.executable, *launch, runner_training.__file__, str(folder)],
-        cwd=folder,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(Path(__file__).parents[1]),
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "-1",
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout
-    return folder
-
-
 @pytest.mark.parametrize("case", runner_training.CASES)
-def test_runner_in_two_processes_matches_one(case, trained_by_two, tmp_path, monkeypatch):
-    monkeypatch.setattr("mmengine.runner.runner.get_device", lambda: "cpu")
+def test_runner_in_two_processes_matches_one(case, trained_by_two, tmp_path):
     expected = runner_training.train(case, tmp_path)
     found, other = (torch.load(trained_by_two / f"{case} {rank}.pt", weights_only=True) for rank in range(2))
     assert_same_bits(other.values(), found.values())
@@ -111,9 +94,9 @@ def test_sync_batch_norm_is_bit_identical_in_eval_mode(how, arguments):
 
 def test_sync_batch_norm_does_not_train_on_a_cpu(process_group):
     backbone = build(norm_cfg=dict(type="SyncBN", requires_grad=True), norm_eval=False)
-    with pytest.raises(ValueError, match="GPU"):
+    with raises(ValueError, "GPU"):
         backbone(images())
-    with pytest.raises(ValueError, match="GPU"):
+    with raises(ValueError, "GPU"):
         DistributedDataParallel(backbone)
 
 

@@ -68,11 +68,13 @@ def test_extras_exist():
 
 @pytest.fixture
 def downloads(tmp_path, monkeypatch):
-    """Replace downloads from torchvision's server by files with random weights."""
+    """Replace downloads from torchvision's server by files of the same shapes."""
 
     def fetch(url, *_, **__):
         path = tmp_path / url.rpartition("/")[2]
-        torch.save(get_model(path.name.partition("-")[0], weights=None).state_dict(), path)
+        with torch.device("meta"):
+            state = get_model(path.name.partition("-")[0], weights=None).state_dict()
+        torch.save({name: torch.ones(value.shape) for name, value in state.items()}, path)
         return path
 
     monkeypatch.setattr(sources, "fetch", fetch)

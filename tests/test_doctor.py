@@ -1,8 +1,11 @@
 """``resnet-backbone-doctor`` names each broken combination and the command that fixes it."""
 
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from helpers import assert_mentions, raises
 
 from resnet_backbone_doctor import PROBES, Environment, Probe, diagnose, main, report
 
@@ -52,12 +55,12 @@ HEALTHY = {
         torchvision=Probe("ModuleNotFoundError: No module named 'torchvision'"),
     ),
 }
-# The problem, and the expected component, part of the sentence, and command.
+# The problem, and the expected component, words of the sentence, and command.
 BROKEN = {
     "mmcv 2.2 with mmdet 3.3": (
         env({**MMDET, "mmcv": "2.2.0"}, mmcv=COMPILED, mmdet=Probe(REFUSED)),
         "mmdet",
-        "3.3.0 needs mmcv>=2.0.0rc4,<2.2.0, and mmcv is 2.2.0",
+        ["3.3.0", "mmcv>=2.0.0rc4,<2.2.0", "2.2.0"],
         f"pip uninstall -y mmcv && {BUILD}",
     ),
     "the fork's mmcv with mmdet 3.3": (
@@ -67,7 +70,7 @@ BROKEN = {
             mmdet=Probe(REFUSED.replace("2.2.0 is", "2.3.6 is")),
         ),
         "mmcv",
-        "mmcv-lite 2.1.0 and onedl-mmcv 2.3.6 are installed over each other",
+        ["mmcv-lite 2.1.0", "onedl-mmcv 2.3.6", "over each other"],
         "pip uninstall -y mmcv-lite onedl-mmcv && pip install mmcv-lite==2.1.0",
     ),
     "mmdet 3.3 among the fork's": (
@@ -77,7 +80,7 @@ BROKEN = {
             mmdet=Probe(REFUSED.replace("2.2.0 is", "2.3.6 is")),
         ),
         "mmdet",
-        "and mmcv is 2.3.6",
+        ["3.3.0", "mmcv>=2.0.0rc4,<2.2.0", "2.3.6"],
         f"pip uninstall -y mmdet && {TOOLS} && pip install --no-build-isolation onedl-mmdetection",
     ),
     "mmengine too old for mmdet": (
@@ -89,19 +92,19 @@ BROKEN = {
             ),
         ),
         "mmdet",
-        "needs mmengine>=0.7.1,<1.0.0, and mmengine is 0.6.0",
+        ["3.3.0", "mmengine>=0.7.1,<1.0.0", "0.6.0"],
         'pip install "mmengine>=0.7.1,<1.0.0"',
     ),
     "mmcv-lite with mmdet": (
         env({**LITE, "mmdet": "3.3.0"}, mmdet=Probe(NO_EXT)),
         "mmcv",
-        "mmdet needs mmcv's compiled operators, and mmcv-lite has none here",
+        ["mmdet", "compiled operators", "mmcv-lite"],
         f"pip uninstall -y mmcv-lite && {BUILD}",
     ),
     "mmcv built without operators, with mmdet": (
         env(MMDET, mmdet=Probe(NO_EXT)),
         "mmcv",
-        "mmcv has none here",
+        ["mmdet", "compiled operators", "mmcv"],
         f"pip uninstall -y mmcv && {BUILD}",
     ),
     "mmcv built for another torch": (
@@ -111,25 +114,25 @@ BROKEN = {
             mmdet=NO_MMDET,
         ),
         "mmcv",
-        "undefined symbol",
+        ["another torch", "undefined symbol"],
         f"pip uninstall -y mmcv && {BUILD}",
     ),
     "torchvision of another torch": (
         env({**LITE, "torchvision": "0.26.0"}, torchvision=Probe(NMS), mmdet=NO_MMDET),
         "torchvision",
-        "0.26.0 does not belong to torch 2.12.1: RuntimeError: operator torchvision::nms",
+        ["0.26.0", "torch 2.12.1", "RuntimeError", "torchvision::nms"],
         VISION.format("2.12.1"),
     ),
     "torchvision for CPUs with torch for CUDA": (
         env({**LITE, "torchvision": "0.27.1+cpu"}, torchvision=Probe(NMS), mmdet=NO_MMDET),
         "torchvision",
-        "0.27.1 does not belong to torch 2.12.1",
+        ["0.27.1", "torch 2.12.1"],
         VISION.format("2.12.1"),
     ),
     "setuptools without pkg_resources": (
         env({**LITE, "setuptools": "82.0.0"}, mmengine=Probe(NO_PKG), mmdet=NO_MMDET),
         "setuptools",
-        "mmengine 0.10.7 imports pkg_resources, which setuptools 82 removed",
+        ["mmengine 0.10.7", "pkg_resources", "setuptools 82"],
         'pip install "setuptools<82"',
     ),
     "no setuptools": (
@@ -139,37 +142,37 @@ BROKEN = {
             mmdet=NO_MMDET,
         ),
         "setuptools",
-        "mmengine 0.10.7 imports pkg_resources",
+        ["mmengine 0.10.7", "pkg_resources"],
         'pip install "setuptools<82"',
     ),
     "both mmengines, with mmdet": (
         env({**MMDET, "onedl-mmengine": "0.10.12"}, mmcv=COMPILED),
         "mmengine",
-        "mmengine 0.10.7 and onedl-mmengine 0.10.12 are installed over each other",
+        ["mmengine 0.10.7", "onedl-mmengine 0.10.12", "over each other"],
         "pip uninstall -y mmengine onedl-mmengine && pip install --no-deps mmengine==0.10.7",
     ),
     "both mmengines, with the fork": (
         env({**FORK, "torch": "2.12.1", "mmengine": "0.10.7"}, mmcv=COMPILED),
         "mmengine",
-        "installed over each other",
+        ["mmengine 0.10.7", "onedl-mmengine 0.10.12", "over each other"],
         "pip uninstall -y mmengine onedl-mmengine && pip install --no-deps onedl-mmengine==0.10.12",
     ),
     "both mmcvs, with the fork": (
         env({**FORK, "torch": "2.12.1", "mmcv": "2.1.0"}, mmcv=COMPILED),
         "mmcv",
-        "mmcv 2.1.0 and onedl-mmcv 2.3.6 are installed over each other",
+        ["mmcv 2.1.0", "onedl-mmcv 2.3.6", "over each other"],
         f"pip uninstall -y mmcv onedl-mmcv && {TOOLS} && {COMPILE} onedl-mmcv",
     ),
     "mmcv and mmcv-lite": (
         env({**LITE, "mmcv": "2.1.0"}, mmcv=COMPILED, mmdet=NO_MMDET),
         "mmcv",
-        "mmcv 2.1.0 and mmcv-lite 2.1.0 are installed over each other",
+        ["mmcv 2.1.0", "mmcv-lite 2.1.0", "over each other"],
         "pip uninstall -y mmcv mmcv-lite && pip install mmcv-lite",
     ),
     "both mmdets": (
         env({**MMDET, "onedl-mmdetection": "3.5.1"}, mmcv=COMPILED),
         "mmdet",
-        "mmdet 3.3.0 and onedl-mmdetection 3.5.1 are installed over each other",
+        ["mmdet 3.3.0", "onedl-mmdetection 3.5.1", "over each other"],
         "pip uninstall -y mmdet onedl-mmdetection && pip install --no-deps mmdet==3.3.0",
     ),
     "numpy 2 with torch 2.2": (
@@ -179,7 +182,7 @@ BROKEN = {
             mmdet=NO_MMDET,
         ),
         "numpy",
-        "torch 2.2.2 was compiled for NumPy 1 and cannot use NumPy 2.4.6",
+        ["torch 2.2.2", "NumPy 1", "NumPy 2.4.6"],
         'pip install "numpy<2"',
     ),
     "no mmengine": (
@@ -191,7 +194,7 @@ BROKEN = {
             mmdet=NO_MMDET,
         ),
         "mmengine",
-        "not installed",
+        ["not installed"],
         "pip install mmengine",
     ),
     "no mmcv": (
@@ -201,7 +204,7 @@ BROKEN = {
             mmdet=NO_MMDET,
         ),
         "mmcv",
-        "not installed",
+        ["not installed"],
         "pip install mmcv-lite",
     ),
     "no display library": (
@@ -211,7 +214,7 @@ BROKEN = {
             mmdet=NO_MMDET,
         ),
         "mmcv",
-        "libGL.so.1",
+        ["libGL.so.1"],
         "pip uninstall -y opencv-python && pip install --force-reinstall opencv-python-headless",
     ),
     "old torch": (
@@ -221,19 +224,19 @@ BROKEN = {
             mmdet=NO_MMDET,
         ),
         "torch",
-        "needs torch 2.1 or newer",
+        ["torch 2.1"],
         'pip install --upgrade "torch>=2.1" torchvision',
     ),
     "a GPU that torch was not built for": (
         env(LITE, torch=Probe("RuntimeError: CUDA error: no kernel image")),
         "torch",
-        "not built for this GPU: RuntimeError: CUDA error: no kernel image",
+        ["GPU", "RuntimeError: CUDA error: no kernel image"],
         "pip install -U torch torchvision",
     ),
     "something unheard of": (
         env(LITE, mmengine=Probe("OSError: disk on fire"), mmdet=NO_MMDET),
         "mmengine",
-        "OSError: disk on fire",
+        ["OSError: disk on fire"],
         "pip install --force-reinstall --no-deps --no-cache-dir mmengine==0.10.7",
     ),
 }
@@ -243,14 +246,16 @@ BROKEN = {
 def test_working_environments(name):
     assert broken(HEALTHY[name]) == {}
     assert [finding.component for finding in diagnose(HEALTHY[name])] == list(PROBES)
-    assert "Nothing is broken." in report(HEALTHY[name], diagnose(HEALTHY[name]))
+    printed = report(HEALTHY[name], diagnose(HEALTHY[name]))
+    assert_mentions(printed, "broken")
+    assert "BROKEN" not in printed
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_each_problem_has_one_command(name):
-    found, component, text, command = BROKEN[name]
+    found, component, words, command = BROKEN[name]
     finding = broken(found)[component]
-    assert text in finding.text
+    assert_mentions(finding.text, *words)
     assert finding.fix == command
     # One command for the cause, and none for its consequences.
     assert [other.fix for other in broken(found).values() if other.fix] == [command]
@@ -304,7 +309,7 @@ def distribution(name, version, *requires):
 
 
 REAL = {
-    "nothing at all": ({}, ["torch: not installed", "   pip install mmengine"]),
+    "nothing at all": ({}, ["torch", "not installed", "   pip install mmengine"]),
     "no pkg_resources": (
         {
             "torch.py": TORCH,
@@ -314,7 +319,7 @@ REAL = {
             **distribution("setuptools", "82.0.0"),
             **distribution("torch", "2.12.1"),
         },
-        ["mmengine 0.10.7 imports pkg_resources, which setuptools 82 removed", '   pip install "setuptools<82"'],
+        ["mmengine 0.10.7", "pkg_resources", "setuptools 82", '   pip install "setuptools<82"'],
     ),
     "an import that crashes": (
         {
@@ -323,12 +328,13 @@ REAL = {
             "mmcv/__init__.py": "import os; os.abort()",
             **distribution("mmcv-lite", "2.1.0"),
         },
-        ["mmcv: ", "the interpreter crashed, SIGABRT"],
+        ["mmcv", "crashed", "SIGABRT"],
     ),
     "an import that exits": (
         {"numpy.py": "", "torch.py": "import os; os._exit(3)", **distribution("torch", "2.12.1")},
         [
-            "the interpreter exited with status 3",
+            "torch",
+            "status 3",
             "   pip install --force-reinstall --no-deps --no-cache-dir torch==2.12.1",
         ],
     ),
@@ -339,7 +345,7 @@ REAL = {
             **distribution("mmdet", "3.3.0"),
             **distribution("mmcv", "2.2.0"),
         },
-        ["3.3.0 needs mmcv>=2.0.0rc4,<2.2.0", BUILD],
+        ["3.3.0", "mmcv>=2.0.0rc4,<2.2.0", "2.2.0", BUILD],
     ),
     "operators with an undefined symbol": (
         {
@@ -350,7 +356,7 @@ REAL = {
             "mmcv/ops.py": f"raise ImportError({SYMBOL.partition(': ')[2]!r})",
             **distribution("mmcv", "2.1.0"),
         },
-        ["its compiled operators were built for another torch: ImportError: _ext", BUILD],
+        ["another torch", "ImportError: _ext", BUILD],
     ),
     "torchvision of another torch": (
         {
@@ -359,11 +365,11 @@ REAL = {
             **distribution("torch", "2.2.0+cpu"),
             **distribution("torchvision", "0.16.0", "numpy", "torch (==2.1.0)", "pillow (>=5.3.0)"),
         },
-        ["0.16.0 does not belong to torch 2.2.0", f"   {VISION.format('2.2.0')}"],
+        ["0.16.0", "torch 2.2.0", f"   {VISION.format('2.2.0')}"],
     ),
     "two families": (
         {**distribution("mmengine", "0.10.7"), **distribution("onedl-mmengine", "0.10.12")},
-        ["mmengine 0.10.7 and onedl-mmengine 0.10.12 are installed over each other"],
+        ["mmengine 0.10.7", "onedl-mmengine 0.10.12", "over each other"],
     ),
     "numpy 2": (
         {
@@ -372,7 +378,7 @@ REAL = {
             **distribution("numpy", "2.2.6"),
             **distribution("torch", "2.2.2"),
         },
-        ["torch 2.2.2 was compiled for NumPy 1 and cannot use NumPy 2.2.6", '   pip install "numpy<2"'],
+        ["torch 2.2.2", "NumPy 1", "NumPy 2.2.6", '   pip install "numpy<2"'],
     ),
 }
 
@@ -382,18 +388,18 @@ def test_runs_in_broken_environments(name, run_python):
     packages, expected = REAL[name]
     printed = run_python(RUN, packages)
     assert printed.strip().endswith("status 1")
-    for words in expected:
-        assert words in printed
+    assert_mentions(printed, *expected)
 
 
 def test_this_environment_works(capsys):
     assert main() == 0
     printed = capsys.readouterr().out
-    assert "Nothing is broken." in printed
+    assert_mentions(printed, "broken")
+    assert "BROKEN" not in printed
     assert f"{sys.version_info.major}.{sys.version_info.minor}." in printed
 
 
-def test_needs_nothing_but_the_standard_library(run_python):
+def test_needs_nothing_but_the_standard_library():
     script = """
 import sys
 before = set(sys.modules)
@@ -401,10 +407,13 @@ import resnet_backbone_doctor
 loaded = {name.partition(".")[0] for name in set(sys.modules) - before}
 print(sorted(loaded - sys.stdlib_module_names))
 """
-    assert run_python(script).splitlines() == ["['resnet_backbone_doctor']"]
+    # Not by run_python, whose processes have imported other packages before.
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout.splitlines() == ["['resnet_backbone_doctor']"]
 
 
 def test_import_error_names_the_doctor(run_python):
     script = "import sys; sys.modules['torch'] = None; import resnet_backbone.tools.cli"
-    with pytest.raises(AssertionError, match="resnet-backbone-doctor"):
+    with raises(AssertionError, "resnet-backbone-doctor"):
         run_python(script)

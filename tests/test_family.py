@@ -7,10 +7,11 @@ import pickle
 
 import pytest
 import torch
-from helpers import TORCH, assert_same_bits, gradients, loss_of, refused, shake
+from helpers import TORCH, assert_same_bits, gradients, loss_of, raises, shake
 
 import resnet_backbone
 from resnet_backbone import build_backbone, with_fpn
+from resnet_backbone.errors import ArgumentError, ArgumentTypeError, UnknownNameError
 from resnet_backbone.layers.deform import ModulatedDeformConv2dPack
 from resnet_backbone.tools.info import describe
 from resnet_backbone.tools.saved_tensors import SavedTensorBytes
@@ -269,35 +270,56 @@ def test_rfp_forward_uses_the_pyramid():
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "words"),
+    ("name", "arguments", "exception", "words"),
     [
-        ("ResNeXt", dict(groups=0), ["groups", "0"]),
-        ("ResNeXt", dict(depth=18), ["depth", "18"]),
+        ("ResNeXt", dict(groups=0), ArgumentError, ["groups", "0", "1"]),
+        ("ResNeXt", dict(depth=18), UnknownNameError, ["depth", "18", "50, 101, 152"]),
         (
             "ResNeXt",
             dict(plugins=[dict(cfg=dict(type="SELayer"), position="after_conv4")]),
-            ["position", "after_conv4"],
+            ArgumentError,
+            ["position", "'after_conv4'", "'after_conv3'"],
         ),
-        ("RegNet", dict(arch="regnetx_3.2fg"), ["arch", "regnetx_3.2gf"]),
-        ("RegNet", dict(arch=dict(REGNET, w0=17)), ["w0", "17"]),
-        ("RegNet", dict(deep_stem=True), ["deep_stem", "True"]),
-        ("RegNet", dict(stem_stride=4), ["stem_stride", "4"]),
-        ("RegNet", dict(num_stages=2), ["num_stages", "2"]),
-        ("RegNet", dict(depth=50), ["depth", "50"]),
-        ("Res2Net", dict(scales=1), ["scales", "1"]),
-        ("Res2Net", dict(style="caffe"), ["style", "caffe"]),
-        ("Res2Net", dict(plugins=[dict(cfg=dict(type="SELayer"), position="after")]), ["position", "after"]),
-        ("ResNeSt", dict(radix=0), ["radix", "0"]),
-        ("Wide ResNet", dict(base_width="128"), ["base_width", "128"]),
-        ("Wide ResNet", dict(depth=18), ["base_width", "16"]),
-        ("TridentResNet", dict(num_stages=4), ["num_stages", "4"]),
-        ("TridentResNet", dict(trident_dilations=(1, 2)), ["trident_dilations"]),
-        ("TridentResNet", dict(test_branch_idx=3), ["test_branch_idx", "3"]),
-        ("DetectoRS_ResNet", dict(sac="SAC"), ["sac", "SAC"]),
-        ("DetectoRS_ResNet", dict(init_cfg=dict(type="Kaiming")), ["init_cfg", "Kaiming"]),
-        ("DetectoRS_ResNet", dict(stage_with_sac=(True,), sac=SAC["sac"]), ["stage_with_sac"]),
+        (
+            "RegNet",
+            dict(arch="regnetx_3.2fg"),
+            UnknownNameError,
+            ["arch", "'regnetx_3.2fg'", "'regnetx_3.2gf'", "regnetx_400mf"],
+        ),
+        ("RegNet", dict(arch=dict(REGNET, w0=17)), ArgumentError, ["w0", "17", "8"]),
+        ("RegNet", dict(deep_stem=True), ArgumentError, ["deep_stem", "True", "False"]),
+        ("RegNet", dict(stem_stride=4), ArgumentError, ["stem_stride", "4", "1", "2"]),
+        ("RegNet", dict(num_stages=2), ArgumentTypeError, ["RegNet", "num_stages=2", "arch"]),
+        ("RegNet", dict(depth=50), ArgumentTypeError, ["RegNet", "depth=50", "arch"]),
+        ("Res2Net", dict(scales=1), ArgumentError, ["scales", "1", "2"]),
+        ("Res2Net", dict(style="caffe"), ArgumentError, ["style", "'caffe'", "'pytorch'"]),
+        (
+            "Res2Net",
+            dict(plugins=[dict(cfg=dict(type="SELayer"), position="after")]),
+            ArgumentError,
+            ["position", "'after'", "'after_conv3'"],
+        ),
+        ("ResNeSt", dict(radix=0), ArgumentError, ["radix", "0", "1"]),
+        ("Wide ResNet", dict(base_width="128"), ArgumentError, ["base_width", "'128'", "1"]),
+        ("Wide ResNet", dict(depth=18), ArgumentError, ["base_width", "16", "18", "None"]),
+        ("TridentResNet", dict(num_stages=4), ArgumentError, ["num_stages", "4", "3"]),
+        ("TridentResNet", dict(trident_dilations=(1, 2)), ArgumentError, ["trident_dilations", "(1, 2)", "3"]),
+        ("TridentResNet", dict(test_branch_idx=3), ArgumentError, ["test_branch_idx", "3", "-1", "2"]),
+        ("DetectoRS_ResNet", dict(sac="SAC"), ArgumentTypeError, ["sac", "'SAC'", "dict"]),
+        (
+            "DetectoRS_ResNet",
+            dict(init_cfg=dict(type="Kaiming")),
+            ArgumentTypeError,
+            ["init_cfg", "'Kaiming'", "'Pretrained'"],
+        ),
+        (
+            "DetectoRS_ResNet",
+            dict(stage_with_sac=(True,), sac=SAC["sac"]),
+            ArgumentError,
+            ["stage_with_sac", "(True,)", "num_stages=4"],
+        ),
     ],
 )
-def test_wrong_argument_is_named(name, arguments, words):
-    with refused(ValueError, words):
+def test_wrong_argument_is_named(name, arguments, exception, words):
+    with raises(exception, *words):
         backbone_of(name, **arguments)

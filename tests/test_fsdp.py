@@ -4,12 +4,13 @@ import copy
 import re
 from pathlib import Path
 
+import children
 import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.fsdp
 from helpers import loss_of, shake
-from torch import multiprocessing, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from resnet_backbone import ResNet
@@ -107,8 +108,6 @@ def outputs_after_loading(mesh):
 
 
 def train_sharded(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
     found = {}
     for case, arguments in EXACT.items():
@@ -125,13 +124,12 @@ def train_sharded(rank, folder):
         found[f"bf16, {case}"] = results(model, images(rank).float())
     found["loaded"] = outputs_after_loading(mesh)
     torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
-    multiprocessing.spawn(train_sharded, (folder,), nprocs=2)
+    children.run_two(train_sharded, folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers import assert_same_bits
+from helpers import assert_mentions, assert_same_bits, raises
 from torch import nn
 
 from benchmarks.bench.measure import saved_bytes
@@ -200,22 +200,22 @@ def test_multi_scale_resnet():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "message"),
+    ("arguments", "error", "words"),
     [
-        (dict(size=(64,)), ArgumentError, r"size must be 2 integers .*\(N, C, H, W\), got \(64,\)"),
-        (dict(size=(64, 0)), ArgumentError, "size must be 2 integers of at least 1"),
-        (dict(size=SIZE, batch=0), ArgumentError, "batch must be an integer of at least 1, got 0"),
-        (dict(backbone=nn.Conv2d(3, 4, 1)), ArgumentTypeError, "backbone must be a ResNet.* got Conv2d"),
-        (dict(backbone=ResNet(18, **SMALL).to("meta")), ArgumentError, "'meta'"),
+        (dict(size=(64,)), ArgumentError, ["size", "(64,)", "2", "1", "(N, C, H, W)"]),
+        (dict(size=(64, 0)), ArgumentError, ["size", "(64, 0)", "2", "1", "(N, C, H, W)"]),
+        (dict(size=SIZE, batch=0), ArgumentError, ["batch", "0", "1"]),
+        (dict(backbone=nn.Conv2d(3, 4, 1)), ArgumentTypeError, ["backbone", "Conv2d", "ResNet"]),
+        (dict(backbone=ResNet(18, **SMALL).to("meta")), ArgumentError, ["backbone", "'meta'"]),
         (
             dict(backbone=ResNet(18, norm_eval=False, **SMALL).train(), size=(32, 32)),
             ArgumentError,
-            r"size=\(32, 32\) with batch=1 is too small",
+            ["size=(32, 32)", "batch=1", "small"],
         ),
     ],
 )
-def test_wrong_arguments_are_rejected(arguments, error, message):
-    with pytest.raises(error, match=message):
+def test_wrong_arguments_are_rejected(arguments, error, words):
+    with raises(error, *words):
         describe(**{"backbone": VARIANTS["plain"], **arguments})
 
 
@@ -247,41 +247,43 @@ def test_command(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "words"),
     [
-        (["--depth", "51"], "invalid depth 51"),
-        (["--config", "missing.py"], "config 'missing.py' is not a file, and no config 'missing.py' ships"),
-        (["--config", "_base_/backbones/resnet19.py"], "Did you mean '_base_/backbones/resnet1"),
-        (["--cfg-options", "frozen"], "--cfg-options cannot set 'frozen': write key=value"),
-        (["--cfg-options", "norm_cfg=dict(type='GN',num_groups=32)"], "a dict key by key, as in norm_cfg.type=GN"),
-        (["--cfg-options", "with_cp=True", "out_indices=(1,2"], "--cfg-options cannot set 'out_indices=(1,2'"),
+        (["--depth", "51"], ["depth", "51", "18, 34, 50, 101, 152"]),
+        (["--config", "missing.py"], ["config", "'missing.py'", "file", "resnet_backbone"]),
         (
-            ["--cfg-options", "type=ResNetV1e"],
-            "no backbone is registered as 'ResNetV1e' in scope 'mmdet'. Did you mean",
+            ["--config", "_base_/backbones/resnet19.py"],
+            ["config", "'_base_/backbones/resnet19.py'", "'_base_/backbones/resnet18.py'"],
         ),
-        (["--cfg-options", "type=Unheard"], "This package has ResNet, ResNetV1d, ResNeXt, RegNet"),
-        (["--cfg-options", "depth.x=3"], "--cfg-options cannot set 'depth.x=3'"),
-        (["--cfg-options", "frozen_stage=1"], "has no argument 'frozen_stage'. Did you mean 'frozen_stages'?"),
+        (["--cfg-options", "frozen"], ["--cfg-options", "'frozen'", "key=value"]),
+        (
+            ["--cfg-options", "norm_cfg=dict(type='GN',num_groups=32)"],
+            ["--cfg-options", "norm_cfg=dict(type='GN',num_groups=32)", "norm_cfg.type=GN norm_cfg.num_groups=32"],
+        ),
+        (["--cfg-options", "with_cp=True", "out_indices=(1,2"], ["--cfg-options", "'out_indices=(1,2'", "key=value"]),
+        (["--cfg-options", "type=ResNetV1e"], ["'ResNetV1e'", "'mmdet'", "'ResNetV1d'"]),
+        (["--cfg-options", "type=Unheard"], ["'Unheard'", "'mmdet'", "ResNet, ResNetV1d, ResNeXt, RegNet"]),
+        (["--cfg-options", "depth.x=3"], ["--cfg-options", "'depth.x=3'", "key=value"]),
+        (["--cfg-options", "frozen_stage=1"], ["ResNet", "'frozen_stage'", "'frozen_stages'"]),
     ],
 )
-def test_command_rejects(arguments, message, capsys):
+def test_command_rejects(arguments, words, capsys):
     assert main(["info", *arguments]) == 1
     error = capsys.readouterr().err
-    assert message in error
+    assert_mentions(error, *words)
     assert len(error.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "message"),
+    ("name", "text", "words"),
     [
-        ("config.py", "model = dict(neck=dict(type='FPN'))", "has neither model.backbone nor backbone"),
-        ("config.py", "model = dict(", "cannot be read: "),
-        ("config.txt", "nothing", "cannot be read: "),
+        ("config.py", "model = dict(neck=dict(type='FPN'))", ["model.backbone", "type"]),
+        ("config.py", "model = dict(", ["SyntaxError"]),
+        ("config.txt", "nothing", ["OSError"]),
     ],
 )
-def test_configs_without_a_backbone_are_rejected(name, text, message, tmp_path, capsys):
+def test_configs_without_a_backbone_are_rejected(name, text, words, tmp_path, capsys):
     (tmp_path / name).write_text(text)
     assert main(["info", "--config", str(tmp_path / name)]) == 1
     error = capsys.readouterr().err
-    assert message in error
-    assert str(tmp_path / name) in error
+    assert_mentions(error, "config", repr(str(tmp_path / name)), *words)

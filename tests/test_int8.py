@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers import TORCH
+from helpers import TORCH, assert_mentions, raises
 
 from resnet_backbone import ResNet
 from resnet_backbone.errors import ArgumentError, ArgumentTypeError, DeployedError
@@ -61,30 +61,34 @@ def test_deployed_and_dilated_with_the_full_range_of_bits():
 def test_unsupported_calls_are_rejected():
     one_stage = dict(num_stages=1, strides=(1,), dilations=(1,), out_indices=(0,))
     int8 = quantize_int8(make(**one_stage), iter([torch.randn(1, 3, 64, 64)]))
-    with pytest.raises(DeployedError, match="cannot train"):
+    with raises(DeployedError, "train"):
         int8.train()
     assert not int8.eval().training
-    with pytest.raises(ArgumentError, match=r"^x .*\(1, 4, 64, 64\)"):
+    with raises(ArgumentError, "x", "(N, 3, H, W)", "(1, 4, 64, 64)"):
         int8(torch.rand(1, 4, 64, 64))
-    with pytest.raises(ArgumentTypeError, match=r"float32, got torch\.float64"):
+    with raises(ArgumentTypeError, "x", "float32", "torch.float64"):
         int8(torch.rand(1, 3, 64, 64).double())
-    with pytest.raises(ArgumentError, match=r"^batches "):
+    with raises(ArgumentError, "batches", "one"):
         quantize_int8(make(**one_stage), [])
-    with pytest.raises(ArgumentError, match=r"batch .*\(3, 64, 64\)"):
+    with raises(ArgumentError, "batch", "(N, 3, H, W)", "(3, 64, 64)"):
         quantize_int8(make(**one_stage), [torch.rand(3, 64, 64)])
 
 
 @pytest.mark.parametrize(
-    ("backbone", "message"),
+    ("backbone", "exception", "words"),
     [
-        (torch.nn.Conv2d(3, 8, 3), "^backbone .*Conv2d"),
-        (ResNet(18, base_channels=4, conv_cfg=dict(type="Conv1d"), norm_cfg=dict(type="BN1d")), r"^backbone .*1 dim"),
-        (ResNet(18, base_channels=4).to("meta"), r"^backbone .*'meta'"),
+        (torch.nn.Conv2d(3, 8, 3), ArgumentTypeError, ["ResNet", "Conv2d"]),
+        (
+            ResNet(18, base_channels=4, conv_cfg=dict(type="Conv1d"), norm_cfg=dict(type="BN1d")),
+            ArgumentError,
+            ["Conv2d", "1"],
+        ),
+        (ResNet(18, base_channels=4).to("meta"), ArgumentError, ["CPU", "'meta'"]),
     ],
     ids=["foreign", "signals", "device"],
 )
-def test_rejects_other_backbones(backbone, message):
-    with pytest.raises(ArgumentError, match=message):
+def test_rejects_other_backbones(backbone, exception, words):
+    with raises(exception, "backbone", *words):
         quantize_int8(backbone, [torch.rand(1, 3, 64, 64)])
 
 
@@ -97,6 +101,4 @@ def test_missing_packages_are_named(run_python):
         "    print('refused:', error)\n",
         packages={"torchao/__init__.py": "raise RuntimeError('built for another torch')\n"},
     )
-    assert "refused: quantize_int8 needs torchao" in printed
-    assert "built for another torch" in printed
-    assert "pip install torchao" in printed
+    assert_mentions(printed, "refused", "quantize_int8", "built for another torch", "pip install torchao")

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from helpers import raises
 from torch.nn import functional as F
 
 pytest.importorskip("torchvision")
@@ -239,7 +240,7 @@ def test_modulated_convolution_with_larger_maps():
 @pytest.mark.parametrize("small", ["offset", "mask"])
 def test_modulated_convolution_rejects_smaller_maps(small):
     size = {"offset": (5, 4), "mask": (5, 4), small: (4, 4)}
-    with pytest.raises(ValueError, match=rf"{small}.*\(4, 4\)"):
+    with raises(ValueError, small, "(4, 4)", "(5, 4)"):
         modulated_convolution(
             torch.randn(2, 3, 5, 4),
             torch.randn(2, 3, 3, 3),
@@ -249,7 +250,7 @@ def test_modulated_convolution_rejects_smaller_maps(small):
 
 
 def test_missing_operator_is_named_when_called():
-    with pytest.raises(NotImplementedError, match=r"'psamask_forward'.*resnet-backbone-build-mmcv"):
+    with raises(NotImplementedError, "'psamask_forward'", "resnet-backbone-build-mmcv"):
         ext.psamask_forward(torch.zeros(1))
 
 

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from helpers import raises
 from mmcv.cnn import build_conv_layer as mmcv_build_conv_layer
 from mmengine.registry import MODELS
 from mmengine.runner import load_state_dict
@@ -124,38 +125,38 @@ def test_bias():
     nn.init.constant_(layer.bias, 2)
     torch.testing.assert_close(layer(x), without + 2)
     assert ModulatedDeformConv2dPack(4, 6, 3).bias is not None
-    with pytest.raises(ArgumentError, match="bias must be False"):
+    with raises(ArgumentError, "bias", "False", "True", "'DCN'"):
         DeformConv2dPack(4, 6, 3, bias=True)
 
 
 @pytest.mark.parametrize("cls", OWN)
 def test_old_name_of_deform_groups(cls):
-    with pytest.warns(DeprecationWarning, match="deform_groups"):
+    with pytest.warns(DeprecationWarning, match=r"\bdeform_groups"):
         layer = cls(8, 8, 3, bias=False, deformable_groups=4)
     assert layer.deform_groups == 4
-    with pytest.raises(ArgumentError, match=r"deform_groups=.*deformable_groups="):
+    with raises(ArgumentError, "deform_groups=2", "deformable_groups=4"):
         cls(8, 8, 3, bias=False, deform_groups=2, deformable_groups=4)
 
 
 @pytest.mark.parametrize("cls", OWN)
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "words"),
     [
-        (dict(groups=3), "groups must divide in_channels=8, got 3"),
-        (dict(out_channels=6, groups=4), "groups must divide out_channels=6, got 4"),
-        (dict(deform_groups=3), "deform_groups must divide in_channels=8, got 3"),
-        (dict(deform_groups=0), "deform_groups must be an integer of at least 1, got 0"),
-        (dict(in_channels=0), "in_channels must be an integer of at least 1, got 0"),
+        (dict(groups=3), ["groups", "3", "in_channels=8"]),
+        (dict(out_channels=6, groups=4), ["groups", "4", "out_channels=6"]),
+        (dict(deform_groups=3), ["deform_groups", "3", "in_channels=8"]),
+        (dict(deform_groups=0), ["deform_groups", "0", "1"]),
+        (dict(in_channels=0), ["in_channels", "0", "1"]),
     ],
 )
-def test_rejects(cls, arguments, message):
-    with pytest.raises(ArgumentError, match=message):
+def test_rejects(cls, arguments, words):
+    with raises(ArgumentError, *words):
         cls(**{"in_channels": 8, "out_channels": 8, "kernel_size": 3, "bias": False, **arguments})
 
 
 def test_missing_torchvision_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision.ops", None)
-    with pytest.raises(ImportError, match="pip install torchvision"):
+    with raises(ImportError, "pip install torchvision"):
         DeformConv2dPack(8, 8, 3)
 
 
@@ -336,14 +337,15 @@ def test_compiles_without_graph_breaks(dcn, train):
 
 
 @pytest.mark.skipif(TORCH < (2, 8), reason="onnxscript knows the operator in the exporter of torch 2.8 and newer")
-@pytest.mark.parametrize(("depth", "count"), [(18, 6), (50, 13)])
+@pytest.mark.parametrize(("depth", "count"), [(18, 2), (50, 4)])
 @pytest.mark.parametrize("dcn", OWN_TYPES)
 def test_exports_to_onnx(dcn, depth, count, tmp_path):
     pytest.importorskip("onnxscript")
     onnx = pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
-    backbone = ResNet(depth, base_channels=8, dcn=dict(type=dcn, deform_groups=2), stage_with_dcn=LAST_STAGES).eval()
+    stages = dict(num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(0, 1), stage_with_dcn=(False, True))
+    backbone = ResNet(depth, base_channels=8, dcn=dict(type=dcn, deform_groups=2), **stages).eval()
     for module in backbone.modules():
         if hasattr(module, "conv_offset"):
             nn.init.normal_(module.conv_offset.weight, std=0.05)
@@ -378,7 +380,7 @@ def test_levels_keep_channels_last(depth, dcn):
 
 @pytest.mark.parametrize("step", [0, -1, 1.5, None, "32"])
 def test_im2col_step_must_be_a_positive_integer(step):
-    with pytest.raises(ArgumentError, match=f"^im2col_step must be an integer of at least 1, got {step!r}"):
+    with raises(ArgumentError, "im2col_step", repr(step), "1"):
         DeformConv2dPack(8, 8, 3, im2col_step=step)
-    with pytest.raises(ArgumentError, match=f"dcn's im2col_step must be an integer of at least 1, got {step!r}"):
+    with raises(ArgumentError, "dcn", "im2col_step", repr(step), "1"):
         ResNet(18, base_channels=8, dcn=dict(type="resnet_backbone.DCN", im2col_step=step), stage_with_dcn=LAST_STAGES)

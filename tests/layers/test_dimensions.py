@@ -1,11 +1,10 @@
 """ResNets for signals and volumes."""
 
 import copy
-import re
 
 import pytest
 import torch
-from helpers import assert_same_bits, gradients, loss_of, shake
+from helpers import assert_same_bits, gradients, loss_of, raises, shake
 from hypothesis import given
 from hypothesis import strategies as st
 from mmcv.cnn.bricks import wrappers
@@ -177,7 +176,7 @@ def test_channels_last():
     assert backbone.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last_3d)
     with torch.no_grad():
         torch.testing.assert_close(backbone(batch(3)), exact(batch(3)))
-    with pytest.raises(ArgumentError, match="channels_last must be False for signals"):
+    with raises(ArgumentError, "channels_last", "False", "True", "(N, C, L)"):
         small(channels_last=True)
 
 
@@ -189,17 +188,17 @@ def test_channels_last():
         (dict(type="Conv3d"), dict(type="BN"), "norm_cfg=dict(type='BN3d')"),
         (dict(type="Conv3d"), dict(type="IN"), "norm_cfg=dict(type='IN3d')"),
         (dict(type="ConvWS"), dict(type="BN1d"), "norm_cfg=dict(type='BN')"),
-        (None, dict(type="BN1d"), "norm_cfg=dict(type='BN'), or conv_cfg=dict(type='Conv1d')"),
+        (None, dict(type="BN1d"), "norm_cfg=dict(type='BN')"),
     ],
 )
 def test_norms_of_other_dimensions_are_rejected_by_name(conv_cfg, norm_cfg, write):
-    message = f"norm_cfg={norm_cfg!r}.*{re.escape(f'Write {write}')}$"
+    conv = "conv_cfg=dict(type='Conv1d')" if conv_cfg is None else repr(conv_cfg["type"])
     for build in (
         lambda: ResNet(18, conv_cfg=conv_cfg, norm_cfg=norm_cfg),
         lambda: BasicBlock(4, 4, conv_cfg=conv_cfg, norm_cfg=norm_cfg),
         lambda: ResLayer(Bottleneck, 16, 4, 1, conv_cfg=conv_cfg, norm_cfg=norm_cfg),
     ):
-        with pytest.raises(ArgumentError, match=message):
+        with raises(ArgumentError, f"norm_cfg={norm_cfg!r}", write, conv):
             build()
 
 
@@ -212,10 +211,10 @@ def test_norms_of_any_dimension(norm_cfg):
 
 @pytest.mark.parametrize(
     ("dims", "shape", "expected"),
-    [(1, (1, 2, 40, 40), r"\(N, 2, L\)"), (1, (1, 3, 40), r"\(N, 2, L\)"), (3, (1, 2, 40), r"\(N, 2, T, H, W\)")],
+    [(1, (1, 2, 40, 40), "(N, 2, L)"), (1, (1, 3, 40), "(N, 2, L)"), (3, (1, 2, 40), "(N, 2, T, H, W)")],
 )
 def test_input_of_another_shape_is_rejected(dims, shape, expected):
-    with pytest.raises(ArgumentError, match=rf"x must have shape {expected}, got {re.escape(str(shape))}"):
+    with raises(ArgumentError, "x", expected, str(shape)):
         small(dims=dims)(torch.rand(shape))
 
 
@@ -235,7 +234,7 @@ def test_plugins_for_signals():
     assert [level.shape[1:] for level in levels] == [(4, 10), (8, 5), (16, 3), (32, 2)]
     loss_of(levels).backward()
     widening = dict(type="ConvModule", kernel_size=1, out_channels=9, conv_cfg=dict(type="Conv1d"))
-    with pytest.raises(ArgumentError, match=r"\(1, 4, 8\).*\(1, 9, 8\)"):
+    with raises(ArgumentError, "conv_block", "(1, 4, 8)", "(1, 9, 8)"):
         BasicBlock(4, 4, plugins=[dict(cfg=widening, position="after_conv1")], **SIGNALS)
 
 
@@ -249,7 +248,7 @@ def test_state_dict_round_trip_and_2d_checkpoints_are_rejected(dims, tmp_path):
     assert_same_bits(backbone.state_dict().values(), source.state_dict().values())
     assert report.preprocessing is None  # ImageNet's normalization does not apply to signals
     for other in (ResNet(18, base_channels=4), small(dims=dims, in_channels=1)):
-        with pytest.raises(MismatchError, match=r"shapes differ: conv1\.weight"):
+        with raises(MismatchError, "conv1.weight", *(str(tuple(m.conv1.weight.shape)) for m in (source, other))):
             load_pretrained(other, path)
 
 
@@ -264,5 +263,5 @@ def test_kernel_size_of_a_block(block, wide, kernel_size, arguments):
             assert getattr(module, name).kernel_size == (kernel_size,) * dims
     assert layer(batch(dims, 21, 4)).shape == (2, 4 * block.expansion, *[11] * dims)
     for wrong in (2, 0, -3, "3", 3.0):
-        with pytest.raises(ArgumentError, match="kernel_size must be an odd integer of at least 1"):
+        with raises(ArgumentError, "kernel_size", repr(wrong), "odd", "1"):
             block(4, 4, kernel_size=wrong)

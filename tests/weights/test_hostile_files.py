@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import raises
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -153,7 +154,7 @@ def test_deeply_nested_pickles_are_rejected(kind, tmp_path):
 def test_deeply_nested_storage_list_is_rejected(tmp_path):
     path = write_legacy(tmp_path / "legacy.pth", tensor(0, [4], [1], storage(legacy=True)))
     path.write_bytes(path.read_bytes().replace(pickle.dumps(["0"], 2), b"\x80\x02]" + TOWER + b"a."))
-    with pytest.raises(CheckpointError, match=r"legacy\.pth"):
+    with raises(CheckpointError, str(path)):
         read_file(path)
 
 
@@ -162,7 +163,7 @@ def test_line_length_is_limited(tmp_path, monkeypatch):
     path.write_bytes(b"S'" + b"x" * 100 + b"'\n.")
     assert read_file(path) == "x" * 100
     monkeypatch.setattr(safe_pickle, "_MAX_LINE", 50)
-    with pytest.raises(CheckpointError, match="ends too early"):
+    with raises(CheckpointError, str(path), "early"):
         read_file(path)
 
 
@@ -170,13 +171,13 @@ def test_quantized_dtype_of_a_storage_is_rejected(tmp_path):
     untyped = storage(count=16, kind="UntypedStorage")
     for dtype in ("qint8", "quint4x2"):
         program = tensor(0, [4], [1], untyped).replace(b"_v2", b"_v3")[:-2] + name("torch", dtype) + b"tR"
-        with pytest.raises(CheckpointError, match=dtype):
+        with raises(CheckpointError, "file.pth", f"torch.{dtype}"):
             read_file(write_zip(tmp_path / "file.pth", program))
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/environ"), reason="this system has no /proc")
 def test_files_of_proc_are_empty():
-    with pytest.raises(CheckpointError, match="empty"):
+    with raises(CheckpointError, "/proc/self/environ", "empty"):
         read_file(Path("/proc/self/environ"))
 
 
@@ -210,7 +211,7 @@ def test_tensor_outside_its_storage_is_rejected(kind, tmp_path):
         write_zip(tmp_path / "zip.pth", OUTSIDE[kind]),
         write_legacy(tmp_path / "legacy.pth", OUTSIDE[kind].replace(b"tQ", b"NtQ")),
     ):
-        with pytest.raises(CheckpointError, match=path.name):
+        with raises(CheckpointError, str(path)):
             read_file(path)
 
 
@@ -230,14 +231,14 @@ def test_byte_order_of_the_file(tmp_path):
     for order in (b"big", b"middle"):
         write_zip(tmp_path / f"{order.decode()}.pth", tensor(0, [4], [1]), [("byteorder", order), ("data/0", data)])
     assert read_file(tmp_path / "big.pth").tolist() == [0, 1, 2, 3]
-    with pytest.raises(CheckpointError, match="byte order"):
+    with raises(CheckpointError, "middle.pth", "byte order"):
         read_file(tmp_path / "middle.pth")
 
 
 @pytest.mark.parametrize("size", [0, 8, 15, 17, 32])
 def test_record_of_another_size_than_its_storage_is_rejected(size, tmp_path):
     path = write_zip(tmp_path / "short.pth", tensor(0, [4], [1]), [("data/0", bytes(size))])
-    with pytest.raises(CheckpointError, match="16 bytes"):
+    with raises(CheckpointError, str(path), "16"):
         read_file(path)
 
 
@@ -256,7 +257,7 @@ def test_record_of_another_size_than_its_storage_is_rejected(size, tmp_path):
 )
 def test_missing_legacy_storages_are_rejected(keys, storages, tmp_path):
     path = write_legacy(tmp_path / "legacy.pth", tensor(0, [4], [1], storage(legacy=True)), keys, storages)
-    with pytest.raises(CheckpointError, match=r"legacy\.pth"):
+    with raises(CheckpointError, str(path)):
         read_file(path)
 
 
@@ -271,12 +272,12 @@ def test_inconsistent_zip_archives(tmp_path):
     program = tensor(0, [4], [1])
     write_zip(path, program)
     _corrupt(path, b"archive/data/0", b"archive/data/1")
-    with pytest.raises(CheckpointError, match="contradicts itself"):
+    with raises(CheckpointError, str(path), "zip", "contradicts"):
         read_file(path)
 
     with pytest.warns(UserWarning, match="Duplicate name"):
         write_zip(path, program, [("data/0", bytes(16))] * 2)
-    with pytest.raises(CheckpointError, match="contradicts itself"):
+    with raises(CheckpointError, str(path), "zip", "contradicts"):
         read_file(path)
 
     # The last entry of the central directory has the offset of the first.
@@ -285,7 +286,7 @@ def test_inconsistent_zip_archives(tmp_path):
     data = bytearray(path.read_bytes())
     data[entry - 4 : entry] = bytes(4)
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match="contradicts itself"):
+    with raises(CheckpointError, str(path), "zip", "contradicts"):
         read_file(path)
 
     # The local header says encrypted, then compressed; the central directory says neither.
@@ -294,16 +295,16 @@ def test_inconsistent_zip_archives(tmp_path):
         data = bytearray(path.read_bytes())
         data[at] |= 1
         path.write_bytes(data)
-        with pytest.raises(CheckpointError, match="contradicts itself"):
+        with raises(CheckpointError, str(path), "zip", "contradicts"):
             read_file(path)
 
     write_zip(path, program, compression=zipfile.ZIP_DEFLATED)
-    with pytest.raises(CheckpointError, match="compressed"):
+    with raises(CheckpointError, str(path), "zip", "compressed"):
         read_file(path)
 
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("other/data.pkl", b"N.")
-    with pytest.raises(CheckpointError):
+    with raises(CheckpointError, str(path), "zip"):
         read_file(path)
 
 
@@ -317,12 +318,12 @@ def test_only_regular_files_are_opened(tmp_path):
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(unix))
         for path in (pipe, link, unix, type(pipe)("/dev/zero")):
-            with pytest.raises(CheckpointError, match="pipe, socket or device"):
+            with raises(CheckpointError, str(path), "pipe", "socket", "device"):
                 read_file(path)
 
 
 def test_invalid_paths(tmp_path):
-    with pytest.raises(CheckpointError, match=r"x\\x00\.pth cannot be read"):
+    with raises(CheckpointError, r"x\x00.pth", "null byte"):
         read_file(tmp_path / "x\0.pth")
     with pytest.raises(CheckpointNotFoundError):
         read_file(tmp_path / "\udcff\x1b[31m.pth")
@@ -359,53 +360,56 @@ def test_unknown_dtype_is_named(tmp_path, monkeypatch):
     path = tmp_path / "model.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
     monkeypatch.delattr(torch, "uint64", raising=False)
-    with pytest.raises(CheckpointError, match=r"does not have .*uint64"):
+    with raises(CheckpointError, str(path), "dtype", "uint64"):
         read_file(path)
 
 
-@pytest.mark.parametrize("head", [b"\x89HDF\r\n\x1a\n", b"\x1f\x8b\x08", b"\x93NUMPY\x01"])
-def test_other_formats_are_named(head, tmp_path):
+@pytest.mark.parametrize(
+    ("head", "name"), [(b"\x89HDF\r\n\x1a\n", "HDF5"), (b"\x1f\x8b\x08", "gzip"), (b"\x93NUMPY\x01", "numpy")]
+)
+def test_other_formats_are_named(head, name, tmp_path):
     path = tmp_path / "model.pth"
     path.write_bytes(head + bytes(1000))
-    with pytest.raises(CheckpointError, match=r"HDF5|gzip|numpy"):
+    with raises(CheckpointError, str(path), name):
         read_file(path)
 
 
 def test_archives_of_numpy_and_tar_are_named(tmp_path):
     np.savez(tmp_path / "model.npz", x=np.ones(2))
-    with pytest.raises(CheckpointError, match="numpy"):
+    with raises(CheckpointError, "model.npz", "numpy"):
         read_file(tmp_path / "model.npz")
     import tarfile
 
     with tarfile.open(tmp_path / "model.pth.tar", "w") as archive:
         archive.add(tmp_path / "model.npz", arcname="model.npz")
-    with pytest.raises(UnsafeCheckpointError, match="tar archive") as caught:
+    with raises(UnsafeCheckpointError, "model.pth.tar", "tar archive") as caught:
         read_file(tmp_path / "model.pth.tar")
     assert "weights_only" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("full", "advice"),
+    ("full", "words"),
     [
-        ("torch.distributed.tensor.DTensor", "full_tensor"),
-        ("torch.distributed._tensor.api.DTensor", "full_tensor"),
-        ("torch._utils._rebuild_qtensor", "quantized"),
-        ("torch._utils._rebuild_device_tensor_from_cpu_tensor", "CPU"),
-        ("torch.float3_e1m1", "dtype"),
-        ("torch.nn.modules.linear.Linear", "state_dict"),
+        ("torch.distributed.tensor.DTensor", ["full_tensor()"]),
+        ("torch.distributed._tensor.api.DTensor", ["full_tensor()"]),
+        ("torch._utils._rebuild_qtensor", ["quantized"]),
+        ("torch._utils._rebuild_device_tensor_from_cpu_tensor", ["CPU"]),
+        ("torch.float3_e1m1", ["dtype", "torch.float3_e1m1"]),
+        ("torch.nn.modules.linear.Linear", ["torch.nn.modules.linear.Linear", "state_dict"]),
     ],
 )
-def test_unsupported_objects_are_rejected_with_advice(full, advice, tmp_path):
-    with pytest.raises(CheckpointError, match=advice):
+def test_unsupported_objects_are_rejected_with_advice(full, words, tmp_path):
+    error = UnsafeCheckpointError if full == "torch.nn.modules.linear.Linear" else CheckpointError
+    with raises(error, "file.pkl", *words):
         read_file(write_pickle(tmp_path / "file.pkl", name(*full.rsplit(".", 1))))
 
 
 def test_distributed_tensors_are_rejected_with_advice(tmp_path):
     wrapped = name("torch._tensor", "_rebuild_from_type_v2") + name("torch._utils", "_rebuild_wrapper_subclass")
     path = write_pickle(tmp_path / "file.pkl", wrapped + name("torch.distributed.tensor", "DTensor"))
-    with pytest.raises(CheckpointError, match="full_tensor"):
+    with raises(CheckpointError, str(path), "full_tensor()"):
         read_file(path)
-    with pytest.raises(UnsafeCheckpointError, match=r"some\.Tensor"):
+    with raises(UnsafeCheckpointError, str(path), "some.Tensor"):
         read_file(write_pickle(path, wrapped + name("some", "Tensor")))
 
 
@@ -460,7 +464,7 @@ def test_malformed_provenance_is_ignored(provenance):
 @pytest.mark.parametrize("map_location", ["cuda", torch.device("cuda", 1), "nowhere", {"cpu": "cuda"}])
 def test_unavailable_device_is_an_argument_error(map_location, tmp_path):
     torch.save({"x": torch.ones(2)}, tmp_path / "file.pth")
-    with pytest.raises(ArgumentError, match="map_location") as caught:
+    with raises(ArgumentError, "map_location") as caught:
         read_file(tmp_path / "file.pth", map_location)
     assert "damaged" not in str(caught.value)
 

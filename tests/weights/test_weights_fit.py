@@ -6,9 +6,11 @@ import pickle
 import pytest
 import torch
 import torchvision
+from helpers import assert_mentions, raises
 from torch import nn
 
 from resnet_backbone import LoadReport, ResNet, ResNetV1c, ResNetV1d, load_pretrained
+from resnet_backbone.errors import ArgumentError, ArgumentTypeError
 from resnet_backbone.weights import CheckpointError, MismatchError
 
 
@@ -37,9 +39,11 @@ def file(states):
 
 @pytest.fixture
 def refused(snapshot):
-    def check(backbone, source, message, **kwargs):
+    """A function that checks that a source is rejected, with these words, and that the backbone is unchanged."""
+
+    def check(backbone, source, *words, error=MismatchError, **kwargs):
         unchanged = snapshot(backbone)
-        with pytest.raises(CheckpointError, match=message):
+        with raises(error, *words):
             load_pretrained(backbone, source, **kwargs)
         assert unchanged()
 
@@ -47,81 +51,61 @@ def refused(snapshot):
 
 
 @pytest.mark.parametrize(
-    ("depth", "backbone", "message"),
+    ("depth", "backbone", "words"),
     [
-        (18, dict(depth=50), "this file is a ResNet-18; the config says depth=50"),
-        (50, dict(depth=18), "this file is a ResNet-50; the config says depth=18"),
-        (34, dict(depth=18), "this file is a ResNet-34; the config says depth=18"),
-        (50, dict(depth=101), "this file is a ResNet-50; the config says depth=101"),
-        (50, dict(depth=34), "this file is a ResNet-50; the config says depth=34"),
-        (
-            18,
-            dict(depth=18, deep_stem=True),
-            "it has one 7x7 convolution as its stem; the config says deep_stem=True",
-        ),
-        (
-            18,
-            dict(depth=18, avg_down=True),
-            "shortcuts stride in their 1x1 convolution; the config says avg_down=True",
-        ),
-        (
-            18,
-            dict(depth=18, base_channels=32),
-            "with base_channels=8; the backbone is a ResNet-18 with base_channels=32",
-        ),
-        (18, dict(depth=18, norm_cfg=dict(type="GN", num_groups=4)), "batch norm, with running statistics"),
+        (18, dict(depth=50), ["ResNet-18", "depth=50"]),
+        (50, dict(depth=18), ["ResNet-50", "depth=18"]),
+        (34, dict(depth=18), ["ResNet-34", "depth=18"]),
+        (50, dict(depth=101), ["ResNet-50", "depth=101"]),
+        (50, dict(depth=34), ["ResNet-50", "depth=34"]),
+        (18, dict(depth=18, deep_stem=True), ["ResNet-18", "7x7", "deep_stem=True"]),
+        (18, dict(depth=18, avg_down=True), ["ResNet-18", "1x1", "avg_down=True"]),
+        (18, dict(depth=18, base_channels=32), ["ResNet-18", "base_channels=8", "base_channels=32"]),
+        (18, dict(depth=18, norm_cfg=dict(type="GN", num_groups=4)), ["batch norm", "running statistics"]),
     ],
 )
-def test_different_network(depth, backbone, message, file, refused):
-    refused(ResNet(**{"base_channels": 8, **backbone}), file(depth), message)
+def test_different_network(depth, backbone, words, file, refused):
+    refused(ResNet(**{"base_channels": 8, **backbone}), file(depth), *words)
 
 
 @pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        ("resnext50_32x4d", "this file is a ResNeXt-50 32x4d; the backbone is a ResNet-50"),
-        ("wide_resnet50_2", "this file is a Wide ResNet-50-2; the backbone is a ResNet-50"),
-    ],
+    ("model", "name"), [("resnext50_32x4d", "ResNeXt-50 32x4d"), ("wide_resnet50_2", "Wide ResNet-50-2")]
 )
-def test_wider_network(model, message, refused):
+def test_wider_network(model, name, refused):
     with torch.device("meta"):
         saved = torchvision.models.get_model(model).state_dict()
-    refused(ResNet(depth=50), saved, message)
+    refused(ResNet(depth=50), saved, name, "ResNet-50")
 
 
 def test_deep_stems(refused):
     saved = ResNetV1d(depth=18, base_channels=8).state_dict()
-    refused(narrow(18), saved, "ResNet-18-D: it has a deep stem .* the config says deep_stem=False")
-    refused(ResNetV1c(depth=18, base_channels=8), saved, "average before they project; the config says avg_down=False")
+    refused(narrow(18), saved, "ResNet-18-D", "3x3", "deep_stem=False")
+    refused(ResNetV1c(depth=18, base_channels=8), saved, "ResNet-18-D", "average", "avg_down=False")
 
 
 def test_group_norm_is_not_a_folded_batch_norm(refused):
     saved = narrow(18, norm_cfg=dict(type="GN", num_groups=4)).state_dict()
-    refused(narrow(18), saved, "no running statistics, so they are probably group norm")
+    refused(narrow(18), saved, "running statistics", "group norm", "batch norm")
 
 
 def test_missing_parameter_is_listed(file, refused):
     path = file(change=lambda state: state.pop("layer3.1.conv2.weight"))
-    refused(
-        narrow(18),
-        path,
-        r"the file lacks layer3\.1\.conv2\.weight\. strict=False loads the rest",
-    )
+    refused(narrow(18), path, "file", "layer3.1.conv2.weight", "strict=False")
     report = load_pretrained(narrow(18), path, strict=False)
     assert report.missing == ("layer3.1.conv2.weight",)
 
 
 def test_other_shape_is_listed(file, refused):
     path = file(change=lambda state: state.update({"layer3.1.bn1.bias": torch.rand(7)}))
-    refused(narrow(18), path, r"shapes differ: layer3\.1\.bn1\.bias \(\(7,\) in the file, \(32,\) in")
+    refused(narrow(18), path, "layer3.1.bn1.bias", "(7,)", "(32,)", "strict=False")
     report = load_pretrained(narrow(18), path, strict=False)
     assert report.mismatched == (("layer3.1.bn1.bias", (7,), (32,)),)
-    assert "layer3.1.bn1.bias: (7,) in the file, (32,) in the backbone" in str(report)
+    assert_mentions(str(report), "layer3.1.bn1.bias", "(7,)", "(32,)")
 
 
 def test_unexpected_parameter_in_a_stage_is_an_error(file, refused):
     path = file(change=lambda state: state.update({"layer1.0.se.fc1.weight": torch.rand(4, 8, 1, 1)}))
-    refused(narrow(18), path, r"the backbone lacks layer1\.0\.se\.fc1\.weight")
+    refused(narrow(18), path, "backbone", "layer1.0.se.fc1.weight", "strict=False")
     report = load_pretrained(narrow(18), path, strict=False)
     assert report.unexpected == ("layer1.0.se.fc1.weight",)
 
@@ -137,7 +121,7 @@ def test_more_stages_than_the_file(file, refused):
         for name in [name for name in state if name.startswith("layer4")]:
             state.pop(name)
 
-    refused(narrow(18), file(change=cut), r"the file lacks layer4\.0\.conv1\.weight, .* and 5 more")
+    refused(narrow(18), file(change=cut), "file", "layer4.0.conv1.weight", "5")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -150,7 +134,8 @@ def test_nan_and_inf(value, strict, file, refused):
     refused(
         narrow(18),
         file(change=spoil),
-        r"layer2\.0\.bn1\.running_var has NaN or Inf",
+        *("layer2.0.bn1.running_var", "NaN", "Inf"),
+        error=CheckpointError,
         strict=strict,
     )
 
@@ -162,37 +147,29 @@ def test_nan_in_unused_parameters_is_ignored(file):
 
 def test_integer_weights(file, refused):
     path = file(change=lambda state: state.update({"conv1.weight": torch.zeros(8, 3, 7, 7, dtype=torch.int8)}))
-    refused(narrow(18), path, r"conv1\.weight is of dtype torch\.int8")
+    refused(narrow(18), path, "conv1.weight", "torch.int8", error=CheckpointError)
 
 
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize(
-    ("change", "dtype", "message"),
+    ("change", "dtype", "words"),
     [
-        (lambda w: w.to("meta"), torch.float32, "is on the meta device"),
-        (
-            lambda w: w.double() * 1e300,
-            torch.float32,
-            r"has values beyond the range of torch\.float32",
-        ),
-        (lambda w: w * 1e7, torch.float16, r"has values beyond the range of torch\.float16"),
-        (lambda w: torch.full_like(w, torch.nan).to(torch.float8_e4m3fn), torch.float32, "has NaN or Inf"),
+        (lambda w: w.to("meta"), torch.float32, ["meta"]),
+        (lambda w: w.double() * 1e300, torch.float32, ["range", "torch.float32"]),
+        (lambda w: w * 1e7, torch.float16, ["range", "torch.float16"]),
+        (lambda w: torch.full_like(w, torch.nan).to(torch.float8_e4m3fn), torch.float32, ["NaN"]),
     ],
 )
-def test_tensors_with_invalid_values(change, dtype, message, strict, file, refused):
+def test_tensors_with_invalid_values(change, dtype, words, strict, file, refused):
     name = "layer2.0.conv1.weight"
     path = file(change=lambda state: state.update({name: change(state[name])}))
-    refused(narrow(18).to(dtype), path, f"{name} {message}", strict=strict)
+    refused(narrow(18).to(dtype), path, name, *words, error=CheckpointError, strict=strict)
 
 
 @pytest.mark.parametrize("make", [torch.Tensor.to_sparse, lambda w: torch.nested.nested_tensor([w[0, 0], w[0, 0, :2]])])
 def test_sparse_and_nested_tensors(make, file, refused):
     name = "layer2.0.conv2.weight"
-    refused(
-        narrow(18),
-        file(change=lambda s: s.update({name: make(s[name])})),
-        "the file lacks layer2.0.conv2",
-    )
+    refused(narrow(18), file(change=lambda s: s.update({name: make(s[name])})), "file", name)
 
 
 def test_narrow_dtypes(file, states):
@@ -213,7 +190,7 @@ def test_num_batches_tracked_as_a_vector(file):
 @pytest.mark.parametrize("strict", [True, False])
 def test_deployed_backbone_rejects_training_weights(strict, file, refused):
     deployed = narrow(18).eval().switch_to_deploy()
-    refused(deployed, file(), r"load it before switch_to_deploy\(\)", strict=strict)
+    refused(deployed, file(), "norm", "switch_to_deploy()", strict=strict)
 
 
 def test_deployed_backbone_loads_deployed_weights(shake, relative_difference):
@@ -230,7 +207,7 @@ def test_deployed_backbone_loads_deployed_weights(shake, relative_difference):
 
 
 def test_backbone_on_the_meta_device(file):
-    with pytest.raises(MismatchError, match=r"no memory for conv1\.weight.*meta device.*to_empty"):
+    with raises(MismatchError, "conv1.weight", "meta", "backbone.to_empty(device='cpu')"):
         load_pretrained(narrow(18).to("meta"), file())
 
 
@@ -248,7 +225,7 @@ def test_failure_while_copying_is_rolled_back(file, snapshot, monkeypatch):
         return copy_(tensor, value, *args)
 
     monkeypatch.setattr(torch.Tensor, "copy_", fail)
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with raises(RuntimeError, "out of memory"):
         load_pretrained(backbone, file())
     assert unchanged()
 
@@ -260,10 +237,12 @@ def test_in_channels(channels, file, states):
     weight = states[18]["conv1.weight"]
     if channels == 1:
         expected = weight.sum(1, keepdim=True)
-        assert report.changes == ("conv1.weight summed over its 3 input channels, for in_channels=1",)
+        words = ("summed", "3", "in_channels=1")
     else:
         expected = torch.cat([weight, weight], 1)[:, :channels] * 3 / channels
-        assert report.changes == (f"conv1.weight repeated over {channels} input channels and scaled by 3/{channels}",)
+        words = ("repeated", str(channels), f"3/{channels}")
+    (change,) = report.changes
+    assert_mentions(change, "conv1.weight", *words)
     torch.testing.assert_close(backbone.conv1.weight, expected)
 
 
@@ -279,12 +258,13 @@ def test_gray_image_matches_its_rgb_copy(file, relative_difference, shake):
 def test_in_channels_of_a_deep_stem():
     saved = ResNetV1c(depth=18, base_channels=8).state_dict()
     report = load_pretrained(ResNetV1c(depth=18, base_channels=8, in_channels=1), saved)
-    assert report.changes == ("stem.0.weight summed over its 3 input channels, for in_channels=1",)
+    (change,) = report.changes
+    assert_mentions(change, "stem.0.weight", "summed", "3", "in_channels=1")
 
 
 def test_other_number_of_channels_in_the_file_is_a_mismatch(refused):
     saved = narrow(18, in_channels=4).state_dict()
-    refused(narrow(18), saved, r"shapes differ: conv1\.weight")
+    refused(narrow(18), saved, "conv1.weight", "(8, 4, 7, 7)", "(8, 3, 7, 7)")
 
 
 class Offsets(nn.Conv2d):
@@ -319,7 +299,7 @@ def test_plugins_in_the_file_are_loaded():
 
 def test_no_match_is_an_error_without_strict(refused):
     saved = {"layer1.0.conv1.weight": torch.rand(3, 3, 3, 3)}
-    refused(narrow(18), saved, "nothing of .* matches", strict=False)
+    refused(narrow(18), saved, "nothing", "the state dict", strict=False)
 
 
 def test_half_precision_file_and_backbone(file, states):
@@ -372,8 +352,7 @@ def test_caffe_weights_in_a_pytorch_backbone(tmp_path):
         mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False
     )
     (warning,) = report.warnings
-    assert "style='caffe'" in warning
-    assert "the backbone has style='pytorch'" in warning
+    assert_mentions(warning, "style='caffe'", "style='pytorch'")
     assert not load_pretrained(narrow(50, style="caffe"), caffe_file(tmp_path)).warnings
 
 
@@ -400,19 +379,19 @@ def test_report_as_text(file):
 
 
 def test_wrong_arguments(file, tmp_path):
-    with pytest.raises(TypeError, match="source must be a path"):
+    with raises(ArgumentTypeError, "source", "path", "URL", "7"):
         load_pretrained(narrow(18), 7)
-    with pytest.raises(ValueError, match="source is empty"):
+    with raises(ArgumentError, "source", "empty", "path", "URL"):
         load_pretrained(narrow(18), "")
-    with pytest.raises(TypeError, match=r"backbone must be a torch\.nn\.Module, got None"):
+    with raises(ArgumentTypeError, "backbone", "torch.nn.Module", "None"):
         load_pretrained(None, file())
-    with pytest.raises(TypeError, match=r"prefix must be a string, such as 'backbone\.', or None, got 3"):
+    with raises(ArgumentTypeError, "prefix", "string", "None", "3"):
         load_pretrained(narrow(18), file(), prefix=3)
     torch.save(file(), tmp_path / "model.pth")
     for digest in ("xyz", 12345678):
-        with pytest.raises(ValueError, match=f"sha256 must be 8 to 64 hexadecimal digits, got {digest!r}"):
+        with raises(ArgumentError, "sha256", repr(digest), "8", "64", "hexadecimal"):
             load_pretrained(narrow(18), tmp_path / "model.pth", sha256=digest)
-    with pytest.raises(CheckpointError, match="its SHA-256 does not begin with 12345678"):
+    with raises(CheckpointError, "model.pth", "SHA-256", "12345678"):
         load_pretrained(narrow(18), tmp_path / "model.pth", sha256="12345678")
 
 

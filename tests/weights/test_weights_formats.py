@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from helpers import raises
 from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval
 
@@ -466,12 +467,12 @@ def test_resnet_vd(scheme, depth, check, shake, image):
     report = check(ResNetV1d(**options), wrap(renamed(source, rename(depth)), prefix), features(source, image))
     assert (report.format, report.prefix) == (scheme.partition(" before")[0], prefix)
     if depth != 50:
-        with pytest.raises(MismatchError, match="projection_shortcut=True"):
+        with raises(MismatchError, f"ResNet-{depth}", "layer1.0", "projection_shortcut=True"):
             load_pretrained(ResNetV1d(depth=depth, base_channels=8), renamed(source, rename(depth)))
 
 
 def test_file_without_the_projection_is_rejected():
-    with pytest.raises(MismatchError, match="projection_shortcut=False"):
+    with raises(MismatchError, "ResNet-18", "layer1.0", "projection_shortcut=False"):
         load_pretrained(
             ResNet(depth=18, base_channels=8, projection_shortcut=True), ResNet(depth=18, base_channels=8).state_dict()
         )
@@ -596,7 +597,7 @@ def test_pytorchvideo_pooling_between_stages(shake):
 )
 def test_video_networks_with_other_stems_are_rejected_by_shape(make, scheme):
     state = getattr(torchvision.models.video, make)().state_dict()
-    with pytest.raises(MismatchError, match=r"conv1\.weight"):
+    with raises(MismatchError, "conv1.weight", "(64, 3, 3, 7, 7)"):
         load_pretrained(ResNet(depth=18, conv_cfg=dict(type="Conv3d"), norm_cfg=dict(type="BN3d")), state)
 
 
@@ -608,7 +609,7 @@ OTHER_NETWORKS = {
         "visual.attnpool.c_proj.bias",
     ],
     "CLIP without its head": ["conv1.weight", "conv3.weight", "layer1.0.conv1.weight"],
-    r"R\(2\+1\)D": ["stem.0.weight", "layer1.0.conv1.0.0.weight"],
+    "R(2+1)D": ["stem.0.weight", "layer1.0.conv1.0.0.weight"],
     "BiT": ["resnet/root_block/standardized_conv2d/kernel", "resnet/block1/unit01/a/standardized_conv2d/kernel"],
     "Keras": ["conv1_conv/kernel:0", "conv2_block1_1_conv/conv2_block1_1_conv/kernel:0"],
 }
@@ -618,19 +619,21 @@ OTHER_NETWORKS = {
 @pytest.mark.parametrize("name", OTHER_NETWORKS)
 def test_other_networks_are_named(name, strict):
     state = {key: torch.zeros(8, 3, 3, 3) for key in OTHER_NETWORKS[name]}
-    with pytest.raises(CheckpointError, match=name.partition(" without")[0]):
+    error = CheckpointError if name in ("R(2+1)D", "BiT", "Keras") else MismatchError
+    with raises(error, name.partition(" without")[0]):
         load_pretrained(ResNet(depth=50, base_channels=8), state, strict=strict)
 
 
 def test_timms_bit_is_named():
-    state = timm.create_model("resnetv2_50x1_bit").state_dict()
-    with pytest.raises(CheckpointError, match="BiT"):
+    with torch.device("meta"):
+        state = timm.create_model("resnetv2_50x1_bit").state_dict()
+    with raises(CheckpointError, "BiT"):
         load_pretrained(ResNet(depth=50), state)
 
 
 def test_list_of_many_networks_is_shortened():
     state = {f"net{number}.layer1.0.conv1.weight": torch.zeros(1, 1, 1, 1) for number in range(10_000)}
-    with pytest.raises(CheckpointError, match=r"10000 networks.* and 9990 more") as caught:
+    with raises(CheckpointError, "10000", "'net0.'", "9990", "prefix") as caught:
         load_pretrained(ResNet(depth=18, base_channels=8), state)
     assert len(str(caught.value)) < 1000
     with pytest.raises(MismatchError):
@@ -693,18 +696,18 @@ def test_two_networks_of_one_kind_need_a_prefix(shake, image, torchvision_levels
     model = shake(torchvision.models.resnet18())
     other = shake(torchvision.models.resnet18(), seed=5)
     source = wrap(model.state_dict(), "left.") | wrap(other.state_dict(), "right.")
-    with pytest.raises(CheckpointError, match=r"2 networks, with the prefixes 'left\.', 'right\.'"):
+    with raises(CheckpointError, "2", "'left.'", "'right.'", "prefix"):
         load_pretrained(ResNet(depth=18), source)
     for prefix in ("left", "left."):
         check(ResNet(depth=18), source, torchvision_levels(model, image), prefix=prefix)
-    with pytest.raises(CheckpointError, match=r"prefix='up'; it has networks under 'left\.', 'right\.'"):
+    with raises(CheckpointError, "prefix='up'", "'left.'", "'right.'"):
         load_pretrained(ResNet(depth=18), source, prefix="up")
 
 
 def test_two_state_dicts_need_a_prefix(shake, image, torchvision_levels, check, tmp_path):
     models = {name: shake(torchvision.models.resnet18(), seed) for seed, name in enumerate(("first", "second"))}
     source = {"nets": {name: model.state_dict() for name, model in models.items()}}
-    with pytest.raises(CheckpointError, match=r"prefixes 'nets\.first\.', 'nets\.second\.'"):
+    with raises(CheckpointError, "2", "'nets.first.'", "'nets.second.'", "prefix"):
         load_pretrained(ResNet(depth=18), source)
     for name, model in models.items():
         levels = torchvision_levels(model, image)

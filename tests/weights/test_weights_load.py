@@ -6,12 +6,13 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+from helpers import raises
 from mmengine.model import ExponentialMovingAverage
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from resnet_backbone import ResNet, ResNetV1d, load_pretrained, with_fpn
-from resnet_backbone.errors import ArgumentError, DeployedError
+from resnet_backbone.errors import ArgumentError, ArgumentTypeError, DeployedError
 from resnet_backbone.weights import CheckpointError, MismatchError
 
 NARROW = dict(depth=18, base_channels=8)
@@ -84,7 +85,7 @@ def test_compiled_blocks(state):
 def test_several_backbones_are_rejected(state):
     pair = nn.ModuleDict(dict(teacher=ResNet(**NARROW), student=ResNet(**NARROW)))
     before = copy.deepcopy(pair.state_dict())
-    with pytest.raises(ArgumentError, match="several: teacher, student"):
+    with raises(ArgumentError, "backbone", "one", "teacher", "student"):
         load_pretrained(pair, state)
     assert all(torch.equal(value, before[name]) for name, value in pair.state_dict().items())
     load_pretrained(pair.teacher, state)
@@ -123,14 +124,14 @@ def test_state_dict_is_not_modified(state):
 
 def test_wrong_arguments(state, source):
     backbone = ResNet(**NARROW)
-    with pytest.raises(ArgumentError, match="sha256"):
+    with raises(ArgumentError, "sha256='12345678'", "state dict"):
         load_pretrained(backbone, state, sha256="12345678")
-    with pytest.raises(TypeError, match="state_dict"):
+    with raises(ArgumentTypeError, "source", "state_dict()"):
         load_pretrained(backbone, source)
-    with pytest.raises(CheckpointError, match="no tensors"):
+    with raises(CheckpointError, "the state dict", "tensors"):
         load_pretrained(backbone, {})
     for device in ("cuda:93", "nonsense", torch.device("cuda:93")):
-        with pytest.raises(ArgumentError, match=f"map_location='{device}'"):
+        with raises(ArgumentError, f"map_location='{device}'"):
             load_pretrained(backbone, "no file", map_location=device)
 
 
@@ -144,16 +145,16 @@ def test_sharded_tensors_are_named(process_group, state):
     mesh = init_device_mesh("cpu", (1,))
     name = "layer2.0.conv1.weight"
     sharded = {**state, name: tensor.distribute_tensor(state[name], mesh, [tensor.Shard(0)])}
-    with pytest.raises(CheckpointError, match=rf"{name} is a DTensor.*full_tensor\(\)"):
+    with raises(CheckpointError, name, "DTensor", "full_tensor()"):
         load_pretrained(ResNet(**NARROW), sharded)
-    with pytest.raises(MismatchError, match="load before fully_shard"):
+    with raises(MismatchError, "conv1.weight", "DTensor", "fully_shard()"):
         load_pretrained(fsdp.fully_shard(ResNet(**NARROW), mesh=mesh), state)
 
 
 def test_quantized_tensors_are_named(state):
     name = "layer2.0.conv1.weight"
     quantized = torch.quantize_per_tensor(state[name], 0.1, 0, torch.qint8)
-    with pytest.raises(CheckpointError, match=f"{name} is quantized"):
+    with raises(CheckpointError, name, "quantized", "torch.qint8"):
         load_pretrained(ResNet(**NARROW), {**state, name: quantized})
 
 
@@ -269,7 +270,7 @@ def test_color_order_can_be_reversed(state, source, relative_difference):
 
 @pytest.mark.parametrize("value", ["average", 3, {}, {0: "infrared"}, {-1: 0}, {0: -1}, {"red": 0}, None])
 def test_invalid_input_channels(value, state):
-    with pytest.raises(ArgumentError, match="input_channels"):
+    with raises(ArgumentError, "input_channels", repr(value), "'repeat'", "'red'", "'zeros'"):
         load_pretrained(ResNet(**NARROW), state, input_channels=value)
 
 
@@ -277,7 +278,7 @@ def test_invalid_input_channels(value, state):
 def test_input_channels_that_do_not_match(in_channels, value, state, snapshot):
     backbone = ResNet(**NARROW, in_channels=in_channels)
     unchanged = snapshot(backbone)
-    with pytest.raises(ArgumentError, match="input_channels"):
+    with raises(ArgumentError, f"input_channels={value!r}", str(in_channels), "3"):
         load_pretrained(backbone, state, input_channels=value)
     assert unchanged()
 
@@ -355,7 +356,7 @@ def test_conventional_preprocessing_is_marked(state):
     preprocessing, basis = images(state)
     assert preprocessing.bgr_to_rgb
     assert basis == "convention"
-    assert "the file does not state it" in str(load_pretrained(ResNet(**NARROW), state))
+    assert "usual" in str(load_pretrained(ResNet(**NARROW), state))
 
 
 def test_no_preprocessing_for_thirteen_bands(shake):
@@ -399,7 +400,7 @@ def test_detectron2_conversion_of_torchvision_weights(state):
 def test_anti_aliased_networks_are_rejected(name, state, tmp_path):
     torch.save(state, tmp_path / name)
     backbone = ResNet(**NARROW)
-    with pytest.raises(MismatchError, match="anti-aliased"):
+    with raises(MismatchError, name, "anti-aliased", "strict=False"):
         load_pretrained(backbone, tmp_path / name)
     assert not holds(backbone, state)
     (warning,) = load_pretrained(backbone, tmp_path / name, strict=False).warnings
@@ -412,7 +413,7 @@ GN = dict(**NARROW, norm_cfg=dict(type="GN", num_groups=4))
 def test_weight_standardization_from_the_file_name(tmp_path):
     path = tmp_path / "resnet50_gn_ws-15beedd8.pth"
     torch.save(ResNet(**GN, conv_cfg=dict(type="ConvWS")).state_dict(), path)
-    with pytest.raises(MismatchError, match=r"conv_cfg=dict\(type='ConvWS'\)"):
+    with raises(MismatchError, path.name, "conv_cfg=dict(type='ConvWS')", "strict=False"):
         load_pretrained(ResNet(**GN), path)
     assert not load_pretrained(ResNet(**GN, conv_cfg=dict(type="ConvWS")), path).warnings
 
@@ -420,7 +421,7 @@ def test_weight_standardization_from_the_file_name(tmp_path):
 def test_weight_standardization_from_the_config():
     config = "model = dict(backbone=dict(type='ResNet', depth=18, conv_cfg=dict(type='ConvWS')))"
     checkpoint = saved(config, ResNet(**GN).state_dict())
-    with pytest.raises(MismatchError, match="ConvWS"):
+    with raises(MismatchError, "the state dict", "conv_cfg=dict(type='ConvWS')", "strict=False"):
         load_pretrained(ResNet(**GN), checkpoint)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from helpers import assert_mentions, raises
 from mmengine.logging import HistoryBuffer, MessageHub
 
 from resnet_backbone import ResNet, load_pretrained
@@ -61,41 +62,45 @@ def test_bomb_works_with_pickle(tmp_path):
 
 
 @pytest.mark.parametrize(("write", "suffix"), [(write_torch, "pth"), (write_legacy, "pth"), (write_pickle, "pkl")])
-@pytest.mark.parametrize(("call", "name"), [(os.system, "posix.system"), (eval, ".eval"), (exec, ".exec")])
+@pytest.mark.parametrize(("call", "name"), [(os.system, "posix.system"), (eval, "eval"), (exec, "exec")])
 def test_hostile_pickle(write, suffix, call, name, state, tmp_path, snapshot):
     path = tmp_path / f"hostile.{suffix}"
     trace = tmp_path / "trace"
     write({"state_dict": dict(list(state.items())[:3]), "meta": Bomb(trace, call)}, path)
     backbone = ResNet(**NARROW)
     unchanged = snapshot(backbone)
-    with pytest.raises(UnsafeCheckpointError) as caught:
+    with raises(UnsafeCheckpointError, str(path), name):
         load_pretrained(backbone, path)
-    assert str(path) in str(caught.value)
-    assert name in str(caught.value)
     assert not trace.exists()
     assert unchanged()
 
 
 @pytest.mark.parametrize(
-    "opcodes",
+    ("opcodes", "name"),
     [
-        b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00true\x85R.",
-        b"\x80\x04\x8c\x08builtins\x8c\x07getattr\x93\x8c\x08builtins\x8c\x04dict\x93\x8c\x09__class__\x86R.",
-        b"\x80\x02c__builtin__\nsetattr\n.",
-        b"\x80\x02cnumpy.testing._private.utils\nrunstring\n.",
-        b"\x80\x04\x8c\x05torch\x8c\x08hub.load\x93.",
-        b"\x80\x02ctorch.serialization\nload\n.",
-        b"\x80\x02ctorch.jit\nload\n.",
-        b"\x80\x02cfunctools\npartial\n.",
-        b"\x80\x02coperator\nattrgetter\n.",
-        b"\x80\x02cresnet_backbone.weights.safe_pickle\nos.system\n.",
-        b"(S'true'\nios\nsystem\n.",
+        (b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00true\x85R.", "os.system"),
+        (
+            b"\x80\x04\x8c\x08builtins\x8c\x07getattr\x93\x8c\x08builtins\x8c\x04dict\x93\x8c\x09__class__\x86R.",
+            "builtins.getattr",
+        ),
+        (b"\x80\x02c__builtin__\nsetattr\n.", "builtins.setattr"),
+        (b"\x80\x02cnumpy.testing._private.utils\nrunstring\n.", "numpy.testing._private.utils.runstring"),
+        (b"\x80\x04\x8c\x05torch\x8c\x08hub.load\x93.", "torch.hub.load"),
+        (b"\x80\x02ctorch.serialization\nload\n.", "torch.serialization.load"),
+        (b"\x80\x02ctorch.jit\nload\n.", "torch.jit.load"),
+        (b"\x80\x02cfunctools\npartial\n.", "functools.partial"),
+        (b"\x80\x02coperator\nattrgetter\n.", "operator.attrgetter"),
+        (
+            b"\x80\x02cresnet_backbone.weights.safe_pickle\nos.system\n.",
+            "resnet_backbone.weights.safe_pickle.os.system",
+        ),
+        (b"(S'true'\nios\nsystem\n.", "os.system"),
     ],
 )
-def test_hostile_opcodes(opcodes, tmp_path):
+def test_hostile_opcodes(opcodes, name, tmp_path):
     path = tmp_path / "hostile.pkl"
     path.write_bytes(opcodes)
-    with pytest.raises(UnsafeCheckpointError, match="would import"):
+    with raises(UnsafeCheckpointError, str(path), name):
         read_file(path)
 
 
@@ -162,9 +167,9 @@ def test_nested_archives_are_rejected(kind, write, state, tmp_path):
         nested = buffer.getvalue()
     path = tmp_path / "hostile.pth"
     write({"state_dict": dict(list(state.items())[:3]), "meta": NestedStorage(nested)}, path)
-    with pytest.raises(UnsafeCheckpointError, match="pickled tensor"):
+    with raises(UnsafeCheckpointError, str(path), "tensor"):
         load_pretrained(ResNet(**NARROW), path)
-    with pytest.raises(UnsafeCheckpointError, match="pickled tensor"):
+    with raises(UnsafeCheckpointError, str(path), "tensor"):
         read_runner_file(path)
     assert not trace.exists()
 
@@ -175,7 +180,7 @@ def test_pickled_tensor_with_a_hostile_storage(tmp_path):
     write_legacy({"x": Bomb(trace)}, inner)
     path = tmp_path / "outer.pkl"
     path.write_bytes(pickle.dumps({"x": NestedStorage(inner.read_bytes())}))
-    with pytest.raises(UnsafeCheckpointError, match="system"):
+    with raises(UnsafeCheckpointError, str(path), "posix.system"):
         read_file(path)
     assert not trace.exists()
 
@@ -189,14 +194,14 @@ def test_whole_model(tmp_path):
     # Large and not needed here.
     del model.layer3, model.layer4, model.fc
     torch.save(model, path)
-    with pytest.raises(UnsafeCheckpointError, match=r"torchvision\.models\.resnet\.ResNet.*state_dict"):
+    with raises(UnsafeCheckpointError, str(path), "torchvision.models.resnet.ResNet", "state_dict"):
         read_file(path)
 
 
 def test_torchscript(tmp_path):
     path = tmp_path / "model.pt"
     torch.jit.trace(torch.nn.Linear(2, 2), torch.rand(1, 2)).save(str(path))
-    with pytest.raises(UnsafeCheckpointError, match="TorchScript"):
+    with raises(UnsafeCheckpointError, str(path), "TorchScript", "state_dict()"):
         read_file(path)
 
 
@@ -287,47 +292,48 @@ def _zip(path, state):
 
 BROKEN = {
     "cut.pth": (_cut, "damaged"),
-    "cut_legacy.pth": (_cut_legacy, "ends too early"),
-    "cut.pkl": (_cut_pickle, "ends too early"),
+    "cut_legacy.pth": (_cut_legacy, "early"),
+    "cut.pkl": (_cut_pickle, "early"),
     "cut.safetensors": (_cut_safetensors, "damaged"),
     "page.pth": (lambda path, state: path.write_text("\n<!DOCTYPE html><html>404</html>"), "web page"),
     "zero.pth": (lambda path, state: path.write_bytes(b""), "empty"),
-    "text.pth": (lambda path, state: path.write_text("hello"), "not a checkpoint"),
+    "text.pth": (lambda path, state: path.write_text("hello"), "format"),
     "pointer.pth": (lambda path, state: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "Git LFS"),
-    "archive.pth": (_zip, "torch.save did not write"),
-    "empty_dict.pth": (lambda path, state: torch.save({}, path), "no tensors"),
-    "empty_state.pth": (lambda path, state: torch.save({"state_dict": {}}, path), "no tensors"),
-    "list.pth": (lambda path, state: torch.save([1, 2], path), "no tensors"),
-    "tensor.pth": (lambda path, state: torch.save(torch.rand(3), path), "no tensors"),
-    "vit.pth": (lambda path, state: torch.save({"blocks.0.attn.qkv.weight": torch.rand(3, 3)}, path), "no ResNet"),
+    "archive.pth": (_zip, "torch.save"),
+    "empty_dict.pth": (lambda path, state: torch.save({}, path), "tensors"),
+    "empty_state.pth": (lambda path, state: torch.save({"state_dict": {}}, path), "tensors"),
+    "list.pth": (lambda path, state: torch.save([1, 2], path), "tensors"),
+    "tensor.pth": (lambda path, state: torch.save(torch.rand(3), path), "tensors"),
+    "vit.pth": (lambda path, state: torch.save({"blocks.0.attn.qkv.weight": torch.rand(3, 3)}, path), "ResNet"),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_file(name, state, tmp_path, snapshot):
-    make, message = BROKEN[name]
+    make, word = BROKEN[name]
     path = tmp_path / name
     make(path, state)
     backbone = ResNet(**NARROW)
     unchanged = snapshot(backbone)
-    with pytest.raises(CheckpointError, match=message) as caught:
+    with raises(CheckpointError, str(path), word):
         load_pretrained(backbone, path)
-    assert str(path) in str(caught.value)
     assert unchanged()
 
 
 def test_missing_file_and_directory(tmp_path):
-    with pytest.raises(CheckpointNotFoundError, match=r"nowhere\.pth does not exist") as caught:
+    with raises(CheckpointNotFoundError, str(tmp_path / "nowhere.pth"), "exist") as caught:
         load_pretrained(ResNet(**NARROW), tmp_path / "nowhere.pth")
     assert isinstance(caught.value, FileNotFoundError)
-    with pytest.raises(CheckpointError, match="directory"):
+    with raises(CheckpointError, str(tmp_path), "directory", "model.safetensors"):
         load_pretrained(ResNet(**NARROW), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["file.pth/inner.pth", "x" * 300])
-def test_unreadable_file(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "reason"), [("file.pth/inner.pth", "Not a directory"), ("x" * 300, "File name too long")]
+)
+def test_unreadable_file(name, reason, tmp_path):
     (tmp_path / "file.pth").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with raises(CheckpointError, str(tmp_path / name), reason):
         read_file(tmp_path / name)
 
 
@@ -399,7 +405,7 @@ def test_misuse_of_allowed_names(name, tmp_path):
     path.write_bytes(b"\x80\x04" + MISUSED[name] + b".")
     with pytest.raises(CheckpointError) as caught:
         read_file(path)
-    assert str(path) in str(caught.value)
+    assert_mentions(str(caught.value), str(path))
     for changed in (collections.Counter, torch.FloatStorage, torch._utils._rebuild_tensor_v2):
         assert not hasattr(changed, "changed")
 

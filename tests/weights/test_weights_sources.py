@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from helpers import shake
+from helpers import assert_mentions, raises, shake
 from mmengine.model import BaseModel, BaseModule
 from mmengine.model.weight_init import PretrainedInit as MMEnginePretrainedInit
 from mmengine.runner.checkpoint import CheckpointLoader
 from safetensors.torch import save_file
 
 from resnet_backbone import ResNet, build_backbone, load_pretrained
-from resnet_backbone.errors import ArgumentError
+from resnet_backbone.errors import ArgumentError, ArgumentTypeError, UnknownNameError
 from resnet_backbone.tools.cli import main
 from resnet_backbone.weights import (
     NAMED,
@@ -46,11 +46,18 @@ def path(tmp_path, state):
     return str(tmp_path / "model.pth")
 
 
+def ones(model):
+    """A state dict of torchvision's model in full width, in little memory."""
+    with torch.device("meta"):
+        state = torchvision.models.get_model(model).state_dict()
+    return {name: torch.ones(()).expand(value.shape) for name, value in state.items()}
+
+
 @pytest.fixture(scope="module")
 def full_width(tmp_path_factory):
     """The command's ``--depth`` builds a network of full width."""
     path = tmp_path_factory.mktemp("full_width") / "resnet18.pth"
-    torch.save(torchvision.models.resnet18().state_dict(), path)
+    torch.save(ones("resnet18"), path)
     yield str(path)
     path.unlink()
 
@@ -111,7 +118,7 @@ def test_init_cfg_with_prefix(tmp_path, state):
 
 
 def test_pretrained(path, state):
-    with pytest.warns(DeprecationWarning, match="pretrained is deprecated"):
+    with pytest.warns(DeprecationWarning, match=r"\bpretrained\b.*init_cfg"):
         backbone = ResNet(depth=18, base_channels=8, pretrained=path)
     backbone.init_weights()
     assert holds(backbone, state)
@@ -152,7 +159,7 @@ def test_subclass(path, state):
 @pytest.mark.parametrize("road", ["init_cfg", "pretrained"])
 def test_wrong_file_raises_in_init_weights(road, path):
     backbone = ResNet(depth=50, init_cfg=dict(type="Pretrained", checkpoint=path) if road == "init_cfg" else None)
-    with pytest.raises(MismatchError, match="this file is a ResNet-18; the config says depth=50"):
+    with raises(MismatchError, path, "ResNet-18", "depth=50"):
         backbone.init_weights(**({} if road == "init_cfg" else {"pretrained": path}))
 
 
@@ -167,7 +174,7 @@ def test_other_modules_are_initialized_by_mmengine(path, tmp_path, state):
     head = Head()
     head.init_weights()
     assert float(head.linear.weight[0, 0]) == 3
-    with pytest.raises(TypeError, match="strict, sha256, progress, input_channels are for"):
+    with raises(ArgumentTypeError, "Head", "strict", "sha256", "progress", "input_channels"):
         Head(strict=False).init_weights()
 
 
@@ -222,18 +229,22 @@ def test_torchvision(source, url, asked):
 
 
 @pytest.mark.parametrize(
-    ("source", "message"),
+    ("source", "error", "words"),
     [
-        ("torchvision://resnet51", r"no model 'resnet51'\. Did you mean 'resnet50'\?"),
-        ("torchvision://resnet50.v9", "no weights 'V9' for 'resnet50'; it has IMAGENET1K_V1, IMAGENET1K_V2"),
-        ("open-mmlab://detectron2/resnet50_cafe", r"Did you mean 'detectron2/resnet50_caffe'\?"),
-        ("mmcls://resnet51", "Did you mean 'resnet50'"),
-        ("torchvison://resnet50", r"unknown scheme; known: http://.*torchvision://"),
-        ("hf://org", "hf://ORG/REPO/FILE, got 'hf://org'"),
+        ("torchvision://resnet51", UnknownNameError, ["'resnet51'", "'resnet50'"]),
+        ("torchvision://resnet50.v9", UnknownNameError, ["'V9'", "'resnet50'", "IMAGENET1K_V1", "IMAGENET1K_V2"]),
+        (
+            "open-mmlab://detectron2/resnet50_cafe",
+            CheckpointNotFoundError,
+            ["'detectron2/resnet50_cafe'", "'detectron2/resnet50_caffe'"],
+        ),
+        ("mmcls://resnet51", CheckpointNotFoundError, ["'resnet51'", "'resnet50'"]),
+        ("torchvison://resnet50", ArgumentError, ["source", "'torchvison://resnet50'", "http://", "torchvision://"]),
+        ("hf://org", ArgumentError, ["source", "'hf://org'", "hf://ORG/REPO", "hf://ORG/REPO/FILE"]),
     ],
 )
-def test_unknown_names(source, message):
-    with pytest.raises((ArgumentError, CheckpointNotFoundError), match=message):
+def test_unknown_names(source, error, words):
+    with raises(error, *words):
         resolve(source)
 
 
@@ -268,12 +279,10 @@ def test_unavailable_name_with_the_same_weights_elsewhere(entry, asked):
 
 @pytest.mark.parametrize("entry", [e for e in NAMED if e.relation != "SAME"], ids=lambda entry: entry.name)
 def test_unavailable_name_is_rejected_with_a_suggestion(entry, offline):
-    with pytest.raises(CheckpointNotFoundError) as caught:
+    with raises(CheckpointNotFoundError, entry.source, str(cached_path(entry.original))):
         resolve(entry.original)
     # The server is tried, in case it is back; weights of another training are not.
     assert offline == [entry.original]
-    assert entry.source in str(caught.value)
-    assert Path(entry.original).name in str(caught.value)
 
 
 def test_cached_openmmlab_file_is_preferred(offline, hub_dir, state, monkeypatch):
@@ -384,9 +393,9 @@ def test_hf(repository):
 def test_hf_with_several_files(repository):
     repository("a.pth")
     repository("b.pth")
-    with pytest.raises(CheckpointNotFoundError, match=r"got a\.pth, b\.pth"):
+    with raises(CheckpointNotFoundError, "org/repo", "a.pth", "b.pth", "hf://org/repo/FILE"):
         resolve("hf://org/repo")
-    with pytest.raises(CheckpointNotFoundError, match=r"no c\.pth in org/repo"):
+    with raises(CheckpointNotFoundError, "c.pth", "org/repo"):
         resolve("hf://org/repo/c.pth")
 
 
@@ -418,7 +427,7 @@ def test_transformers_image_processor(changes, mean, std, repository, tmp_path, 
 
 def test_missing_hub_client(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
-    with pytest.raises(CheckpointError, match="pip install huggingface_hub"):
+    with raises(CheckpointError, "org/repo", "pip install huggingface_hub safetensors"):
         resolve("hf://org/repo")
     assert download.timm_repository("resnet50.a1_in1k") == "timm/resnet50.a1_in1k"
 
@@ -444,7 +453,7 @@ def test_object_store(source, path, state, monkeypatch):
     backbone = ResNet(depth=18, base_channels=8)
     load_pretrained(backbone, source, sha256=hashlib.sha256(content).hexdigest())
     assert holds(backbone, state)
-    with pytest.raises(CheckpointError, match="SHA-256 does not begin with 12345678"):
+    with raises(CheckpointError, "model.pth", "SHA-256", "12345678"):
         load_pretrained(backbone, source, sha256="12345678")
 
 
@@ -460,9 +469,16 @@ def test_object_store_runs_no_code(monkeypatch, capsys):
     assert "hostile" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("source", ["s3://bucket/model.pth", "petrel://bucket/model.pth", "pavi://model.pth"])
-def test_missing_client_is_named(source):
-    with pytest.raises(CheckpointError, match=f"{source} needs a package that is missing"):
+@pytest.mark.parametrize(
+    ("source", "package"),
+    [
+        ("s3://bucket/model.pth", "petrel_client"),
+        ("petrel://bucket/model.pth", "petrel_client"),
+        ("pavi://model.pth", "pavi"),
+    ],
+)
+def test_missing_client_is_named(source, package):
+    with raises(CheckpointError, source, package):
         resolve(source)
 
 
@@ -471,14 +487,14 @@ def test_failing_client(monkeypatch):
         raise KeyError("credentials")
 
     monkeypatch.setattr(sources, "get_file_backend", refuse)
-    with pytest.raises(DownloadError, match="credentials"):
+    with raises(DownloadError, "s3://bucket/model.pth", "credentials"):
         resolve("s3://bucket/model.pth")
 
 
 def test_hash_with_a_custom_loader(state, monkeypatch):
     monkeypatch.setattr(CheckpointLoader, "_schemes", dict(CheckpointLoader._schemes))
     CheckpointLoader.register_scheme("mine://", lambda filename, map_location: {"state_dict": state})
-    with pytest.raises(ArgumentError, match="sha256"):
+    with raises(ArgumentError, "sha256", "'mine://bucket/model.pth'"):
         load_pretrained(ResNet(depth=18, base_channels=8), "mine://bucket/model.pth", sha256="12345678")
 
 
@@ -497,7 +513,7 @@ def test_detectron2_catalog(asked):
     assert asked == ["https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained/MSRA/R-50.pkl"]
     # detectron2's own release of this network takes a standard deviation of its own.
     assert resolve("catalog://ImageNetPretrained/FAIR/X-101-32x8d").preprocessing.std == (1, 1, 1)
-    with pytest.raises(ArgumentError, match=r"MSRA/R-51.*Did you mean 'ImageNetPretrained/MSRA/R-50'"):
+    with raises(UnknownNameError, "'ImageNetPretrained/MSRA/R-51'", "'ImageNetPretrained/MSRA/R-50'"):
         resolve("catalog://ImageNetPretrained/MSRA/R-51")
 
 
@@ -511,7 +527,7 @@ def test_missing_paths(source, capsys):
 
 @pytest.mark.parametrize("source", ["http://[", "https://[::1/model.pth"])
 def test_invalid_urls(source):
-    with pytest.raises(ArgumentError, match="is not a URL"):
+    with raises(ArgumentError, "source", repr(source), "URL"):
         resolve(source)
 
 
@@ -535,7 +551,7 @@ def test_unreadable_file(path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(sources, "matches_hash", forbidden)
-    with pytest.raises(CheckpointError, match=r"model\.pth cannot be read \(Permission denied\)"):
+    with raises(CheckpointError, path, "Permission denied"):
         load_pretrained(ResNet(depth=18, base_channels=8), path, sha256="12345678")
 
 
@@ -544,7 +560,7 @@ def test_damaged_cached_file_is_named(hub_dir):
     cached = cached_path(url)
     hub_dir.mkdir(parents=True)
     cached.write_bytes(b"PK\x03\x04 cut off")
-    with pytest.raises(CheckpointError, match=f"Delete {cached} to download it again"):
+    with raises(CheckpointError, str(cached), "Delete"):
         load_pretrained(ResNet(depth=18, base_channels=8), url)
 
 
@@ -582,10 +598,10 @@ def test_all_shards_are_loaded(suffix, tmp_path, state):
         backbone = ResNet(depth=18, base_channels=8)
         assert len(load_pretrained(backbone, source).loaded) == len(state)
         assert torch.equal(backbone.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
-    with pytest.raises(ArgumentError, match="sha256"):
+    with raises(ArgumentError, str(index), "sha256='12345678'"):
         load_pretrained(backbone, index, sha256="12345678")
     (tmp_path / f"model-2-of-2.{suffix}").unlink()
-    with pytest.raises(CheckpointNotFoundError, match="model-2-of-2"):
+    with raises(CheckpointNotFoundError, str(tmp_path / f"model-2-of-2.{suffix}")):
         load_pretrained(backbone, index)
 
 
@@ -605,12 +621,12 @@ def test_all_shards_are_loaded(suffix, tmp_path, state):
 def test_invalid_index(content, tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(content)
-    with pytest.raises(CheckpointError, match=r"index\.json"):
+    with raises(CheckpointError, str(index)):
         load_pretrained(ResNet(depth=18, base_channels=8), index)
 
 
 def test_folders(tmp_path, state):
-    with pytest.raises(CheckpointError, match=r"is a directory without model\.safetensors"):
+    with raises(CheckpointError, str(tmp_path), "directory", "model.safetensors", "pytorch_model.bin"):
         load_pretrained(ResNet(depth=18, base_channels=8), tmp_path)
     torch.save(state, tmp_path / "pytorch_model.bin")
     assert load_pretrained(ResNet(depth=18, base_channels=8), tmp_path).loaded
@@ -620,7 +636,7 @@ def test_distributed_checkpoint_is_named(tmp_path):
     # What torch.distributed.checkpoint writes.
     (tmp_path / ".metadata").touch()
     (tmp_path / "__0_0.distcp").touch()
-    with pytest.raises(CheckpointError, match=rf"dcp_to_torch {tmp_path} FILE"):
+    with raises(CheckpointError, f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {tmp_path} FILE"):
         load_pretrained(ResNet(depth=18, base_channels=8), tmp_path)
 
 
@@ -638,13 +654,13 @@ def test_hub_repository_of_shards(repository, tmp_path, state):
 
 def test_command_prints_the_report(full_width, capsys):
     assert main(["weights", full_width, "--depth", "18"]) == 0
-    assert "loaded      120 tensors" in capsys.readouterr().out
+    assert_mentions(capsys.readouterr().out, "loaded", "120 tensors")
     assert main(["weights", full_width]) == 0
 
 
 def test_command_reports_mismatches(full_width, capsys):
     assert main(["weights", full_width, "--depth", "50"]) == 1
-    assert "this file is a ResNet-18; the config says depth=50" in capsys.readouterr().err
+    assert_mentions(capsys.readouterr().err, full_width, "ResNet-18", "depth=50")
     assert main(["weights", full_width, "--depth", "34", "--no-strict"]) == 0
     assert "missing" in capsys.readouterr().out
 
@@ -657,7 +673,7 @@ def test_command_with_a_config(path, tmp_path, capsys):
     assert main(["weights", path, "--config", str(config)]) == 0
     config.write_text("model = dict(neck=dict(type='FPN'))")
     assert main(["weights", path, "--config", str(config)]) == 1
-    assert "neither model.backbone nor backbone" in capsys.readouterr().err
+    assert_mentions(capsys.readouterr().err, repr(str(config)), "model.backbone", "backbone")
 
 
 def test_command_lists_the_table(capsys):
@@ -673,7 +689,7 @@ def test_convert(suffix, tmp_path, capsys, state):
     torch.save({"state_dict": {f"module.encoder_q.{name}": value for name, value in state.items()}}, source)
     out = tmp_path / f"ours.{suffix}"
     assert main(["convert", str(source), str(out)]) == 0
-    assert f"wrote {out}" in capsys.readouterr().out
+    assert str(out) in capsys.readouterr().out.splitlines()[-1]
     backbone = ResNet(depth=18, base_channels=8)
     report = load_pretrained(backbone, out)
     assert holds(backbone, state)
@@ -699,10 +715,10 @@ def test_convert_keeps_caffe_preprocessing(tmp_path):
 
 def test_convert_rejects(path, tmp_path, capsys):
     assert main(["convert", path, str(tmp_path / "out.txt")]) == 1
-    assert "OUT must end in .safetensors or .pth" in capsys.readouterr().err
-    torch.save(torchvision.models.resnext50_32x4d().state_dict(), tmp_path / "x.pth")
+    assert_mentions(capsys.readouterr().err, "OUT", repr(str(tmp_path / "out.txt")), ".safetensors", ".pth")
+    torch.save(ones("resnext50_32x4d"), tmp_path / "x.pth")
     assert main(["convert", str(tmp_path / "x.pth"), str(tmp_path / "out.pth")]) == 1
-    assert "ResNeXt-50 32x4d: give the config of its backbone with --config" in capsys.readouterr().err
+    assert_mentions(capsys.readouterr().err, str(tmp_path / "x.pth"), "ResNeXt-50 32x4d", "--config")
     assert not (tmp_path / "out.pth").exists()
 
 
@@ -722,7 +738,7 @@ def test_convert_on_a_full_disk(path, tmp_path, capsys):
     try:
         for suffix in ("pth", "safetensors"):
             assert main(["convert", path, str(tmp_path / f"out.{suffix}")]) == 1
-            assert f"out.{suffix}' cannot be written" in capsys.readouterr().err
+            assert_mentions(capsys.readouterr().err, "OUT", repr(str(tmp_path / f"out.{suffix}")))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.glob("out*"))
@@ -730,16 +746,16 @@ def test_convert_on_a_full_disk(path, tmp_path, capsys):
 
 def test_convert_rejects_invalid_outputs(path, tmp_path, capsys, monkeypatch):
     (tmp_path / "folder.pth").mkdir()
-    for out, message in (("no/out.pth", "folder that does not exist"), ("folder.pth", "is a folder")):
+    for out in ("no/out.pth", "folder.pth"):
         assert main(["convert", str(path), str(tmp_path / out)]) == 1
-        assert message in capsys.readouterr().err
+        assert_mentions(capsys.readouterr().err, "OUT", repr(str(tmp_path / out)), "file", "folder")
 
     def full(*_):
         raise RuntimeError("file write failed")
 
     monkeypatch.setattr(torch, "save", full)
     assert main(["convert", str(path), str(tmp_path / "out.pth")]) == 1
-    assert "out.pth' cannot be written: file write failed" in capsys.readouterr().err
+    assert_mentions(capsys.readouterr().err, "OUT", repr(str(tmp_path / "out.pth")), "file write failed")
     assert not list(tmp_path.glob("out.pth*"))
 
 
