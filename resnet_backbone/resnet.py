@@ -507,18 +507,20 @@ class ResNet(FineTuning):
     def _check_input(self, x: Tensor) -> None:
         if isinstance(x, Proxy):  # torch.fx tracing has no shapes
             return
-        dims = self.spatial_dims
-        channels: Any = self.in_channels
+        dims, channels = self.spatial_dims, self.in_channels
         if not isinstance(x, Tensor):
             raise ArgumentTypeError(f"x must be a tensor {layout(dims, channels or 'C')}, got a {type(x).__name__}")
-        if x.dim() != 2 + dims or x.shape[1] != channels:
-            # The first convolution may have been replaced.
-            stem = getattr(self, "stem" if self.deep_stem else "conv1", self)
-            channels = next((module.in_channels for module in stem.modules() if hasattr(module, "in_channels")), None)
-            if x.dim() != 2 + dims or (channels is not None and x.shape[1] != channels):
-                raise ArgumentError(f"x must have shape {layout(dims, channels or 'C')}, got {tuple(x.shape)}")
+        if x.dim() == 2 + dims and x.shape[1] != channels:
+            channels = self._stem_in_channels()
+        if x.dim() != 2 + dims or (channels is not None and x.shape[1] != channels):
+            raise ArgumentError(f"x must have shape {layout(dims, channels or 'C')}, got {tuple(x.shape)}")
         if not x.is_floating_point():
             raise ArgumentTypeError(f"x must be of a floating-point dtype, got {x.dtype}: normalize the image first")
+
+    def _stem_in_channels(self) -> int | None:
+        """The number of channels that the first convolution, which may have been replaced, expects."""
+        stem: Any = getattr(self, "stem" if self.deep_stem else "conv1", self)
+        return next((module.in_channels for module in stem.modules() if hasattr(module, "in_channels")), None)
 
 
 class ResNetV1c(ResNet):
