@@ -50,10 +50,16 @@ def loss_of(levels: Iterable[Tensor]) -> Tensor:
 
 
 def assert_mentions(message: str, *words: str) -> None:
-    """Assert that a message has each of ``words``, as whole words: a name, a value, a path, not the sentence."""
+    """Assert that a message has each of ``words``, as whole words: a name, a value, a path, not the sentence.
+
+    No two share a place, so that a value is not mistaken for a part of another one.
+    """
     assert words
-    for word in words:
-        assert re.search(rf"(?<!\w){re.escape(word)}(?!\w)", message), f"{word!r} is not in {message!r}"
+    rest = message
+    for word in sorted(words, key=len, reverse=True):
+        found = re.search(rf"(?<!\w){re.escape(word)}(?!\w)", rest)
+        assert found, f"{word!r} is not in {message!r}, or only as part of another word"
+        rest = f"{rest[: found.start()]} {rest[found.end() :]}"
 
 
 @contextmanager
