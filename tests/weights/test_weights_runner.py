@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from helpers import raises
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.optim import OneCycleLR
 from mmengine.runner import CheckpointLoader, load_checkpoint
 
 from resnet_backbone.errors import CheckpointError, UnsafeCheckpointError
@@ -48,6 +49,32 @@ def test_reads_all_of_a_runner_checkpoint(tmp_path, checkpoint, legacy):
     restored = MessageHub("restored")
     restored.load_state_dict(found["message_hub"])
     assert restored.get_scalar("train/loss").current() == 0.25
+
+
+@pytest.mark.parametrize("anneal", ["cos", "linear"])
+def test_one_cycle_schedule_is_resumed(tmp_path, anneal):
+    def schedule():
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+        scheduler = OneCycleLR(optimizer, eta_max=1.0, total_steps=5, anneal_strategy=anneal)
+        optimizer.step()
+        return scheduler
+
+    ours, theirs = schedule(), schedule()
+    for _ in range(2):
+        theirs.step()
+    torch.save({"param_schedulers": [theirs.state_dict()]}, tmp_path / "iter_2.pth")
+    ours.load_state_dict(read_runner_file(tmp_path / "iter_2.pth")["param_schedulers"][0])
+    for scheduler in (ours, theirs):
+        scheduler.step()
+    assert ours.get_last_value() == theirs.get_last_value()
+
+
+def test_config_of_the_dataset_is_read(tmp_path):
+    meta = Config(dict(metainfo=dict(classes=("a", "b"), names=dict(a="one")))).metainfo
+    torch.save({"meta": dict(dataset_meta=meta)}, tmp_path / "iter_2.pth")
+    found = read_runner_file(tmp_path / "iter_2.pth")["meta"]["dataset_meta"]
+    assert type(found) is type(found.names) is ConfigDict
+    assert found == meta
 
 
 def test_home_is_expanded(tmp_path, checkpoint, monkeypatch):

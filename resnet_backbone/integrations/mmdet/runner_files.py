@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
+from mmengine.optim import OneCycleParamScheduler
 from mmengine.runner import CheckpointLoader
 
 from ...errors import CheckpointError
@@ -65,16 +67,34 @@ def _history_buffer(builder: Builder, state: Any) -> HistoryBuffer:
     return buffer
 
 
+def _config_dict(builder: Builder, _: Any, items: Any = None) -> Any:
+    return builder.fill(ConfigDict(), list((items or {}).items()))
+
+
+def _getattr(builder: Builder, state: Any, owner: Any, name: Any) -> Any:
+    method = WEIGHTS.known["builtins.getattr"](builder, state, owner, name)
+    return _FORMULAS.get(method.name, method)
+
+
 _ADVICE = (
     ", which mmengine's Runner does not save by itself. If you trust the file, set the environment variable "
     "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1"
 )
 _LOG = f"{HistoryBuffer.__module__}.{HistoryBuffer.__name__}"
-# A HistoryBuffer is saved with its methods.
+# A HistoryBuffer is saved with its methods, and OneCycleLR with its formula.
 _STATISTICS = frozenset(f"{_LOG}.{name}" for name in ("current", "max", "mean", "min"))
+_ONE_CYCLE = f"{OneCycleParamScheduler.__module__}.{OneCycleParamScheduler.__name__}"
+_FORMULAS = {
+    f"{_ONE_CYCLE}.{name}": getattr(OneCycleParamScheduler, name) for name in ("_annealing_cos", "_annealing_linear")
+}
 _RUNNER = Vocabulary(
-    known={**WEIGHTS.known, _LOG: _history_buffer},
-    bare=WEIGHTS.bare | _STATISTICS,
+    known={
+        **WEIGHTS.known,
+        _LOG: _history_buffer,
+        f"{ConfigDict.__module__}.{ConfigDict.__name__}": _config_dict,
+        "builtins.getattr": _getattr,
+    },
+    bare=WEIGHTS.bare | _STATISTICS | {_ONE_CYCLE, *_FORMULAS},
     inert=(),
     advice=_ADVICE,
 )
