@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArgumentError, CheckpointError, DownloadError
+from ..errors import ArgumentError, DownloadError
 from ..weights import Preprocessing, load_pretrained
 from ..weights.preprocessing import IMAGENET_RGB
 from ..weights.read import open_regular_file
@@ -26,6 +26,8 @@ SEED = 0
 DEMO_WEIGHTS = "torchvision://resnet18"
 LONGEST_SIDE = 1024
 """In pixels. Larger photographs are scaled down, so that none takes more than a second."""
+# Others run programs, such as Ghostscript.
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 NOTES = """\
 Energy: the root mean square over the channels at each position, on top of the photograph. Right: the channels with the
 highest energy, with their indices; each is scaled to its own range."""
@@ -111,7 +113,7 @@ def load_photograph(image: str | None) -> Tensor:
 
     path = Path(image) if image is not None else Path(get_sample_data("grace_hopper.jpg", asfileobj=False))
     try:
-        with open_regular_file(path) as file, Image.open(file) as opened:
+        with open_regular_file(path) as file, Image.open(file, formats=FORMATS) as opened:
             # Cameras store the orientation in the metadata.
             photo = ImageOps.exif_transpose(opened)
             if photo.mode.startswith("I"):  # 16 bits, which convert() would clip at 255
@@ -119,7 +121,7 @@ def load_photograph(image: str | None) -> Tensor:
             photo = photo.convert("RGB")
     except UnidentifiedImageError:
         raise ArgumentError(f"image must be a photograph (JPEG, PNG, ...), got {str(path)!r}") from None
-    except (CheckpointError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # each format has its own
         reason = getattr(error, "strerror", None) or str(error)
         raise ArgumentError(f"image {str(path)!r} cannot be read: {reason}") from error
     photo.thumbnail((LONGEST_SIDE, LONGEST_SIDE))

@@ -24,7 +24,7 @@ import torch
 from filelock import FileLock
 from torch.hub import tqdm  # type: ignore[attr-defined] # works without tqdm
 
-from ..errors import ArgumentError, CheckpointError, CheckpointNotFoundError, DownloadError
+from ..errors import ArgumentError, CheckpointError, CheckpointNotFoundError, DownloadError, printable
 from ..version import __version__
 from .preprocessing import Preprocessing, of_repository
 from .read import INDEX_NAMES, SINGLE_NAMES, is_index, looks_like_html, shard_names
@@ -203,9 +203,11 @@ def _transfer_with_retries(url: str, path: Path, progress: bool, patient: bool) 
 
 
 def _reason(error: Exception) -> str:
+    reason = str(getattr(error, "reason", error)) or type(error).__name__
     if isinstance(error, urllib.error.HTTPError):
-        return f"HTTP {error.code} {error.reason}"
-    return str(getattr(error, "reason", error)) or type(error).__name__
+        reason = f"HTTP {error.code} {reason}"
+    # The server may have sent it, and urllib takes a password for a port.
+    return printable(re.sub(r"'.*@", "'", reason))
 
 
 def _is_temporary(error: Exception) -> bool:
@@ -243,7 +245,9 @@ def _transfer(url: str, path: Path, progress: bool, timeout: float) -> None:
     with urllib.request.build_opener(_Redirects).open(request, timeout=timeout) as response, path.open("wb") as file:
         encoding = response.headers.get("Content-Encoding", "identity")
         if encoding != "identity":
-            raise DownloadError(f"{without_credentials(url)} was discarded: the server sent it encoded ({encoding})")
+            raise DownloadError(
+                f"{without_credentials(url)} was discarded: the server sent it encoded ({printable(encoding)})"
+            )
         length = response.headers.get("Content-Length", "")
         total = int(length) if length.isdigit() else None
         name = os.fsdecode(path.name).partition(".")[2].partition(".")[2]

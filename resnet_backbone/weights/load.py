@@ -33,8 +33,8 @@ _AVERAGED = ("ema", "ema_model", "model_ema", "state_dict_ema", "model_ema_state
 _CONTAINERS = ("state_dict", "ema_state_dict", "model", "model_state", "model_state_dict", "teacher")
 # Prefixes of networks in one state dict, in order of preference: self-supervised methods pass on the query encoder.
 _PREFIXES = ("encoder_q.", "encoder_q.0.", "base_encoder.", "backbone.", "")
-# More networks than this in one file are not compared with the backbone one by one.
-_MAX_NETWORKS = 64
+# Translating more names than this would take too long.
+_MAX_NAMES = 100_000
 # Longer keys are not parameter names.
 _MAX_KEY_LENGTH = 300
 
@@ -286,7 +286,10 @@ def find_network(checkpoint: Any, prefix: str | None, origin: str, backbone: nn.
         places += _with_prefix([_Place(container, state, match) for match in find_prefixes(state)], prefix)
     if not places:
         raise CheckpointError(f"{origin} {_nothing_found(keys, prefix)}")
-    if len(places) <= _MAX_NETWORKS:
+    if len(keys) > _MAX_NAMES:
+        raise CheckpointError(f"{origin} has {len(keys)} tensors, more than any ResNet")
+    # Each network may have all tensors of its state dict.
+    if sum(len(place.state) for place in places) <= _MAX_NAMES:
         found = _best([(place, read_network(place.state, place.match)) for place in places], backbone)
         places = [place for place, _ in found]
     if len(places) > 1:
@@ -310,7 +313,7 @@ def _with_prefix(places: list[_Place], prefix: str | None) -> list[_Place]:
 
 def _nothing_found(keys: list[str], prefix: str | None) -> str:
     if not keys:
-        return "has no tensors"
+        return "has no tensors with names"
     if prefix is not None:
         others = sorted({match.prefix for match in find_prefixes(keys)})
         return f"has no ResNet under prefix={prefix!r}" + (

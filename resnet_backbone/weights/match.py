@@ -80,7 +80,10 @@ def read_network(tensors: Mapping[str, Tensor], found: PrefixMatch) -> SourceNet
     inside = {key: found.scheme.rename(key[start:]) for key in tensors if key.startswith(found.prefix)}
     shapes = {name: tuple(tensors[key].shape) for key, name in inside.items()}
     names = canonical_names(shapes)
-    keys = {names[name]: key for key, name in inside.items()}
+    keys: dict[str, str] = {}
+    for key, name in inside.items():
+        # A second tensor with the same name, such as one of an instance norm beside the batch norm, is unexpected.
+        keys[f"{names[name]}'" if names[name] in keys else names[name]] = key
     canonical = {name: tensors[key] for name, key in keys.items()}
     architecture = infer_architecture(
         {name: tuple(value.shape) for name, value in canonical.items()}, _avg_down(shapes)
@@ -203,7 +206,10 @@ def _adapt_input(
     name: str, value: Tensor, own: Tensor, input_channels: InputChannels, bgr: bool, result: Match
 ) -> Tensor:
     """Adapt the first convolution to a different number of input channels."""
-    if value.dim() < 3 or value.dim() != own.dim():
+    if "float8" in str(value.dtype):  # without arithmetic
+        value = value.float()
+    # check_values refuses other dtypes.
+    if value.dim() < 3 or value.dim() != own.dim() or value.dtype not in _FLOATS:
         return value
     theirs, ours = value.shape[1], own.shape[1]
     if value.shape[:1] + value.shape[2:] != own.shape[:1] + own.shape[2:]:
@@ -258,6 +264,7 @@ def _unfold(
     variance ``1 - eps``. In files for inference it is part of the convolution, which then has a bias.
     """
     modules = dict(backbone.named_modules())
+    has_statistics = any(re.search(r"running_(mean|var)$", common) and common in tensors for common in ours.values())
     folded = biases = 0
     for name, common in ours.items():
         norm = common.removesuffix(".running_var")
@@ -265,14 +272,17 @@ def _unfold(
         weight, bias = tensors.get(f"{conv}.weight"), tensors.get(f"{conv}.bias")
         if norm == common or weight is None or weight.dim() < 3 or weight.dtype not in _FLOATS:
             continue
+        module: Any = modules[name.removesuffix(".running_var")]
+        # The file's own size could be anything if the weight has no elements.
+        if weight.shape[:1] != module.running_var.shape:
+            continue
         bare = f"{norm}.weight" not in tensors and bias is not None
         if bare:
             tensors[f"{norm}.weight"] = weight.new_ones(weight.shape[0])
-            tensors[f"{norm}.bias"] = torch.zeros_like(tensors[f"{norm}.weight"])
-        if bare or (common not in tensors and _is_folded(network, norm)):
-            eps = float(getattr(modules[name.removesuffix(".running_var")], "eps", 1e-5))
-            tensors[f"{norm}.running_mean"] = torch.zeros_like(tensors[f"{norm}.weight"])
-            tensors[common] = torch.full_like(tensors[f"{norm}.weight"], 1 - eps, dtype=torch.float32)
+            tensors[f"{norm}.bias"] = weight.new_zeros(weight.shape[0])
+        if bare or (not has_statistics and _is_folded(network, norm)):
+            tensors[f"{norm}.running_mean"] = weight.new_zeros(weight.shape[0])
+            tensors[common] = weight.new_full(weight.shape[:1], 1 - float(module.eps), dtype=torch.float32)
             folded += 1
         mean = tensors.get(f"{norm}.running_mean")
         if bias is not None and mean is not None and mean.shape == bias.shape and {mean.dtype, bias.dtype} <= _FLOATS:

@@ -88,7 +88,7 @@ def infer_facts(
     if isinstance(provenance, Mapping):
         written = _of_mapping(provenance.get("preprocessing"))
         basis = provenance.get("preprocessing_basis", "file")
-        said = basis if written and basis in ("source", "file", "convention") else None
+        said = basis if written and isinstance(basis, str) and basis in ("source", "file", "convention") else None
         return WeightFacts(written, said, _style(provenance.get("style")), origin, backbone_cfg)
     usual, usual_style = _usual_facts(network)
     style = style or _style(backbone_cfg.get("style"))
@@ -97,7 +97,9 @@ def infer_facts(
         # Everybody uses torchvision's names, so they do not show the style of a file that states its preprocessing.
         style = style or (None if network.scheme.is_own else usual_style)
         return WeightFacts(written, "source" if known else "file", style, origin, backbone_cfg)
-    if isinstance(checkpoint, Mapping) and checkpoint.get("__author__") == "torchvision":
+    author = checkpoint.get("__author__") if isinstance(checkpoint, Mapping) else None
+    # Arrays cannot be compared.
+    if isinstance(author, str) and author == "torchvision":
         return WeightFacts(IMAGENET_RGB, "file", style or "pytorch", origin, backbone_cfg)
     return WeightFacts(usual, "convention" if usual else None, style or usual_style, origin, backbone_cfg)
 
@@ -196,7 +198,7 @@ def _numbers(value: Any) -> tuple[float, ...]:
         return ()
     try:
         return tuple(round(float(number), 4) for number in value.reshape(-1).tolist())
-    except (RuntimeError, TypeError, ValueError):  # on the meta device, or not numbers
+    except (OverflowError, RuntimeError, TypeError, ValueError):  # on the meta device, or not numbers
         return ()
 
 

@@ -9,6 +9,7 @@ import stat
 import struct
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
@@ -41,7 +42,8 @@ _OTHER_FORMATS = {
 }
 INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE_NAMES = ("model.safetensors", "pytorch_model.bin")
-_MAX_INDEX_BYTES = 50_000_000
+# Parsed, JSON may take thirty times its size.
+_MAX_INDEX_BYTES = 5_000_000
 _Place = Callable[[torch.UntypedStorage, str], torch.UntypedStorage]
 
 
@@ -86,7 +88,7 @@ def is_index(name: str) -> bool:
 
 def read_checkpoint(path: Path, map_location: Any = "cpu") -> Any:
     """Read a file like ``read_file``, or the file in a folder, or all shards of an index into one dict."""
-    if path.is_dir():
+    if os.path.isdir(path):
         path = _find_in_folder(path)
     if not is_index(path.name):
         return read_file(path, map_location)
@@ -101,13 +103,13 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> Any:
 
 def _find_in_folder(folder: Path) -> Path:
     """Return the checkpoint in a folder, as Hugging Face's libraries write it."""
-    if (folder / ".metadata").exists():
+    if os.path.exists(folder / ".metadata"):
         raise CheckpointError(
             f"{folder} is a distributed checkpoint (torch.distributed.checkpoint): convert it to a file with python -m "
             f"torch.distributed.checkpoint.format_utils dcp_to_torch {folder} FILE"
         )
     for name in (*SINGLE_NAMES, *INDEX_NAMES):
-        if (folder / name).is_file():
+        if os.path.isfile(folder / name):
             return folder / name
     raise CheckpointError(f"{folder} is a directory without {' or '.join(SINGLE_NAMES)}: give a file")
 
@@ -119,13 +121,13 @@ def shard_names(index: Path) -> list[str]:
             text = file.read(_MAX_INDEX_BYTES + 1)
         if len(text) > _MAX_INDEX_BYTES:
             raise CheckpointError(f"{index} is too large for an index")
-        names = sorted(set(json.loads(text)["weight_map"].values()))
+        names = list(json.loads(text)["weight_map"].values())
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is not the index of a sharded checkpoint ({type(error).__name__})") from error
     for name in names:
         if not isinstance(name, str) or name in ("", "..") or Path(name).name != name or "\\" in name:
             raise CheckpointError(f"{index} lists {name!r}, which is not a file in its folder")
-    return names
+    return sorted(set(names))
 
 
 def open_regular_file(path: Path) -> IO[bytes]:
@@ -199,7 +201,7 @@ class _Reader:
             raise CheckpointError("is empty (0 bytes): download it again")
         head = self.file.read(1024)
         self.file.seek(0)
-        if _is_safetensors(head) or self.path.suffix == ".safetensors":
+        if _is_safetensors(head):
             return self._safetensors()
         if looks_like_html(head):
             raise CheckpointError("is a web page: download the file itself")
@@ -214,7 +216,10 @@ class _Reader:
             return self._legacy(self.file, self.size)
         if head[:1] == b"\x80" or self.path.suffix in (".pkl", ".pickle"):
             return self._build(self._parse(self.file, self.size)[0], _no_storage)
-        raise CheckpointError("is not a checkpoint in a known format (torch, safetensors or pickle)")
+        raise CheckpointError(
+            "is not a checkpoint in a known format (torch, safetensors or pickle): if it is one of another framework, "
+            "save its arrays by name in a .safetensors file"
+        )
 
     def _parse(self, file: IO[bytes], end: int) -> tuple[Any, list[Persistent]]:
         return parse_pickle(file, end, self.budget, self.vocabulary.check)
@@ -222,28 +227,30 @@ class _Reader:
     def _build(self, root: Any, read_storage: Callable[[StorageId], torch.UntypedStorage]) -> Any:
         return Builder(self.vocabulary, self.budget, read_storage, self._nested).build(root)
 
-    def _bytes(self, file: IO[bytes], size: int, end: int) -> torch.UntypedStorage:
-        """Read the bytes of a storage."""
+    def _bytes(self, file: IO[bytes], size: int, end: int, checksum: int = 0) -> torch.UntypedStorage:
+        """Read the bytes of a storage, and compare their CRC-32, unless it is 0."""
         if size > end - file.tell():
             raise CheckpointError("ends too early: some of its tensors are missing")
         self.budget.spend(size + 500)
         data = torch.empty(size, dtype=torch.uint8, device="cpu")
         if cast("io.BufferedReader", file).readinto(cast(Any, data.numpy())) != size:
             raise CheckpointError("ends too early")
+        if checksum and zlib.crc32(cast(Any, data.numpy())) != checksum:
+            raise CheckpointError("is damaged: the checksum of a tensor differs")
         return data.untyped_storage()
 
     def _zip(self) -> Any:
-        entries = _entries(self.file)
+        entries = _entries(self.file, self.budget)
         pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(pickles) != 1:
             arrays = any(name.endswith(".npy") for name in entries)
             what = "a numpy archive: convert its arrays to a .safetensors file" if arrays else "a zip archive"
             raise CheckpointError(f"is {what}, which torch.save did not write")
         prefix = pickles[0].removesuffix("data.pkl")
-        start, size = entries[pickles[0]]
+        start, size, _ = entries[pickles[0]]
         self.file.seek(start)
         root, _ = self._parse(self.file, start + size)
-        start, size = entries.get(f"{prefix}byteorder", (0, 0))
+        start, size, _ = entries.get(f"{prefix}byteorder", (0, 0, 0))
         self.file.seek(start)
         order = self.file.read(min(size, 64)).decode() or "little"
         if order not in ("little", "big"):
@@ -251,12 +258,12 @@ class _Reader:
         storages: dict[str, torch.UntypedStorage] = {}
 
         def read_storage(storage: StorageId) -> torch.UntypedStorage:
-            start, size = entries.get(f"{prefix}data/{storage.key}", (0, -1))
+            start, size, checksum = entries.get(f"{prefix}data/{storage.key}", (0, -1, 0))
             if size != storage.nbytes:
                 raise CheckpointError(f"has no storage of the {storage.nbytes} bytes that a tensor needs")
             if storage.key not in storages:
                 self.file.seek(start)
-                data = self._bytes(self.file, size, start + size)
+                data = self._bytes(self.file, size, start + size, checksum)
                 if order != sys.byteorder:
                     cast(Any, data).byteswap(storage.dtype)
                 storages[storage.key] = self.place(data, storage.location)
@@ -319,18 +326,20 @@ def _no_storage(_: StorageId) -> torch.UntypedStorage:
     raise CheckpointError("refers to a storage, but is a plain pickle, which has none")
 
 
-def _entries(file: IO[bytes]) -> dict[str, tuple[int, int]]:
-    """Return the start and the size of each file in a zip archive.
+def _entries(file: IO[bytes], budget: Budget) -> dict[str, tuple[int, int, int]]:
+    """Return the start, the size and the CRC-32 of each file in a zip archive.
 
     An archive describes its files twice, at its end and before each. Readers differ in which they trust, so both must
     agree, and files must not overlap.
     """
+    # zipfile's records take about twenty times the size of the archive's.
+    budget.spend(20 * (cast(Any, zipfile)._EndRecData(file) or [0] * 6)[5])
     with zipfile.ZipFile(file) as archive:
         infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
         end = archive.start_dir
     if any(info.filename.endswith("/constants.pkl") for info in infos):
         raise UnsafeCheckpointError("is a TorchScript program, not weights: save its state_dict()")
-    entries: dict[str, tuple[int, int]] = {}
+    entries: dict[str, tuple[int, int, int]] = {}
     last = 0
     for info in infos:
         file.seek(info.header_offset)
@@ -346,5 +355,5 @@ def _entries(file: IO[bytes]) -> dict[str, tuple[int, int]]:
         last = start + info.file_size
         if last > end or info.filename in entries:
             raise CheckpointError("is a zip archive that contradicts itself")
-        entries[info.filename] = start, info.file_size
+        entries[info.filename] = start, info.file_size, info.CRC
     return entries

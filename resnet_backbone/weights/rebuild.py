@@ -235,12 +235,12 @@ class Builder:
     def key(self, key: Any) -> Any:
         """Build the key of a dict or item of a set. Keys that are slow to hash, or could be made to collide, raise."""
         key = self.build(key)
-        self.budget.spend(100)
-        if isinstance(key, tuple) and len(key) <= 8 and all(map(_is_scalar, key)):
-            # Hashes of tuples are predictable, so an attacker could make many collide: the cost limits their number.
-            self.budget.spend(10_000)
-        elif not _is_scalar(key) and not isinstance(key, (Inert, torch.dtype)):
+        is_tuple = isinstance(key, tuple) and len(key) <= 8 and all(map(_is_scalar, key))
+        if not is_tuple and not _is_scalar(key) and not isinstance(key, (Inert, torch.dtype)):
             raise CheckpointError(f"has a {type(key).__name__} as a key")
+        # Hashes of numbers and tuples are predictable, so an attacker could make many collide: the cost limits their
+        # number.
+        self.budget.spend(10_000 if isinstance(key, (int, float, tuple)) else 100)
         return key
 
     def skip(self, name: str) -> Inert:

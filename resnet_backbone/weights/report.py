@@ -161,9 +161,7 @@ def check_values(origin: str, loaded: Mapping[str, Tensor], state: Mapping[str, 
             )
         if value.is_quantized:
             raise CheckpointError(f"{refused} is quantized ({value.dtype}), not floating-point")
-        if not value.is_floating_point():
-            if name.endswith("num_batches_tracked"):
-                continue
+        if not value.is_floating_point() and not name.endswith("num_batches_tracked"):
             raise CheckpointError(f"{refused} is of dtype {value.dtype}, not floating-point")
         # isfinite does not support all of the narrower dtypes, whose values float32 can represent.
         try:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import codecs
 import pickle
+import re
 import struct
 import sys
 from collections.abc import Callable
@@ -24,6 +25,8 @@ __all__ = ["Budget", "Call", "Name", "Persistent", "parse_pickle"]
 _ALLOWANCE = 150_000_000
 # Longer than any array in protocol 0. Without a limit, a line could be as long as the file.
 _MAX_LINE = 100_000_000
+# One character above U+00FF makes every character of a string take up to four bytes.
+_WIDE = {"utf-8": re.compile(rb"[\xc4-\xff]"), "raw-unicode-escape": re.compile(rb"\\u(?!00)|\\U(?!000000)")}
 
 
 class Budget:
@@ -106,7 +109,7 @@ class _Machine:
         self.check_name = check_name
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
-        self.memo: dict[int, Any] = {}
+        self.memo: dict[str, Any] = {}
         self.references: list[Persistent] = []
 
     # Reading arguments of instructions from the file.
@@ -129,6 +132,11 @@ class _Machine:
         if not line.endswith(b"\n"):
             raise CheckpointError("ends too early")
         return line[:-1]
+
+    def text(self, data: bytes, encoding: str = "utf-8") -> str:
+        if _WIDE[encoding].search(data):
+            self.budget.spend(5 * len(data))
+        return data.decode(encoding, "surrogatepass")
 
     # The stack.
 
@@ -155,8 +163,11 @@ class _Machine:
         return values
 
     def put(self, index: int) -> None:
-        # Only a key here; Python's unpickler allocates an array of this size.
-        self.memo[index] = self.stack[-1]
+        # Only a key here; Python's unpickler allocates an array of this size. The hashes of integers could collide.
+        self.memo[str(index)] = self.stack[-1]
+
+    def get(self, index: int) -> None:
+        self.push(self.memo[str(index)])
 
     # Names, calls and changes to their results.
 
@@ -198,10 +209,6 @@ def _described(value: Any) -> str:
     return value.full if isinstance(value, Name) else f"a {type(value).__name__}"
 
 
-def _text(data: bytes) -> str:
-    return data.decode("utf-8", "surrogatepass")
-
-
 def _old_text(data: bytes) -> str:
     # Python 2 strings may be text or bytes; latin1 preserves both.
     return data.decode("latin1")
@@ -236,9 +243,9 @@ _INSTRUCTIONS: dict[bytes, tuple[int, Callable[[_Machine], Any]]] = {
     pickle.BINPUT: (120, lambda m: m.put(m.number(1))),
     pickle.LONG_BINPUT: (120, lambda m: m.put(m.number(4))),
     pickle.MEMOIZE: (120, lambda m: m.put(len(m.memo))),
-    pickle.GET: (30, lambda m: m.push(m.memo[_decimal(m.line())])),
-    pickle.BINGET: (30, lambda m: m.push(m.memo[m.number(1)])),
-    pickle.LONG_BINGET: (30, lambda m: m.push(m.memo[m.number(4)])),
+    pickle.GET: (30, lambda m: m.get(_decimal(m.line()))),
+    pickle.BINGET: (30, lambda m: m.get(m.number(1))),
+    pickle.LONG_BINGET: (30, lambda m: m.get(m.number(4))),
     # Scalars.
     pickle.NONE: (30, lambda m: m.push(None)),
     pickle.NEWTRUE: (30, lambda m: m.push(True)),
@@ -253,10 +260,10 @@ _INSTRUCTIONS: dict[bytes, tuple[int, Callable[[_Machine], Any]]] = {
     pickle.LONG: (30, lambda m: m.push_sized(_decimal(m.line()))),
     pickle.FLOAT: (40, lambda m: m.push(float(m.line()))),
     # Strings and bytes.
-    pickle.SHORT_BINUNICODE: (30, lambda m: m.push_sized(_text(m.data(1)))),
-    pickle.BINUNICODE: (30, lambda m: m.push_sized(_text(m.data(4)))),
-    pickle.BINUNICODE8: (30, lambda m: m.push_sized(_text(m.data(8)))),
-    pickle.UNICODE: (30, lambda m: m.push_sized(m.line().decode("raw-unicode-escape"))),
+    pickle.SHORT_BINUNICODE: (30, lambda m: m.push_sized(m.text(m.data(1)))),
+    pickle.BINUNICODE: (30, lambda m: m.push_sized(m.text(m.data(4)))),
+    pickle.BINUNICODE8: (30, lambda m: m.push_sized(m.text(m.data(8)))),
+    pickle.UNICODE: (30, lambda m: m.push_sized(m.text(m.line(), "raw-unicode-escape"))),
     pickle.SHORT_BINBYTES: (30, lambda m: m.push_sized(m.data(1))),
     pickle.BINBYTES: (30, lambda m: m.push_sized(m.data(4))),
     pickle.BINBYTES8: (30, lambda m: m.push_sized(m.data(8))),
@@ -282,14 +289,14 @@ _INSTRUCTIONS: dict[bytes, tuple[int, Callable[[_Machine], Any]]] = {
     pickle.ADDITEMS: (60, lambda m: m.extend(m.pop_mark())),
     pickle.FROZENSET: (400, lambda m: m.push(Call("set", items=m.pop_mark()))),
     # Names, calls, storages.
-    pickle.GLOBAL: (250, lambda m: m.push(m.name(_text(m.line()), _text(m.line())))),
+    pickle.GLOBAL: (250, lambda m: m.push(m.name(m.text(m.line()), m.text(m.line())))),
     pickle.STACK_GLOBAL: (250, lambda m: m.push(m.name(*m.pop(2)))),
     pickle.REDUCE: (300, lambda m: m.call(*m.pop(2))),
     pickle.NEWOBJ: (300, lambda m: m.call(*m.pop(2))),
     pickle.NEWOBJ_EX: (300, lambda m: m.call(*m.pop(3))),
     pickle.OBJ: (400, lambda m: m.call(m.stack[0], tuple(m.pop_mark()[1:]))),
-    pickle.INST: (400, lambda m: m.call(m.name(_text(m.line()), _text(m.line())), tuple(m.pop_mark()))),
+    pickle.INST: (400, lambda m: m.call(m.name(m.text(m.line()), m.text(m.line())), tuple(m.pop_mark()))),
     pickle.BUILD: (30, lambda m: m.set_state(*m.pop(1))),
-    pickle.PERSID: (120, lambda m: m.refer(_text(m.line()))),
+    pickle.PERSID: (120, lambda m: m.refer(m.text(m.line()))),
     pickle.BINPERSID: (120, lambda m: m.refer(*m.pop(1))),
 }

@@ -99,6 +99,10 @@ BOMBS = {
     "tower of tuples in a set": b"\x8f()" + b"2\x86" * 60 + b"\x90",
     "frozenset as a key": b"}(\x91Ns",
     "keys that collide": b"}(" + b"".join(integer(i * (2**61 - 1)) + b"N" for i in range(-4, 4)) + b"u",
+    "integers as keys": b"}(" + b"".join(integer(i) + b"N" for i in range(600)) + b"u",
+    "floats as a set": b"\x8f(" + b"".join(b"G" + struct.pack(">d", i) for i in range(600)) + b"\x90",
+    "wide text": text("x" * 1_300_000 + "\U0010ffff"),
+    "wide line": b"V" + b"x" * 1_300_000 + b"\\U0010ffff\n",
     "tuples as keys": b"}(" + b"".join(b"K\x01" + integer(i) + b"\x86N" for i in range(2_000)) + b"u",
     "long tuple as a key": b"}(" + b"K\x01" * 1000 + b"tNs",
     "nested lists": b"]" * 1000 + b"a" * 999,
@@ -124,6 +128,19 @@ def test_bombs_are_rejected(kind, tmp_path, monkeypatch):
     finally:
         tracemalloc.stop()
     assert str(path) in str(caught.value)
+
+
+def test_archives_of_many_files_are_rejected(tmp_path, monkeypatch):
+    monkeypatch.setattr(safe_pickle, "_ALLOWANCE", 1_000_000)
+    path = write_zip(tmp_path / "many.pth", b"N", [(f"data/{number}", b"") for number in range(2000)])
+    with raises(CheckpointError, str(path), "memory"):
+        read_file(path)
+
+
+def test_memo_of_integers_that_collide(tmp_path):
+    # Takes minutes where a dict has them as keys.
+    path = write_pickle(tmp_path / "memo.pkl", b"N" + b"".join(b"p%d\n" % (i * (2**61 - 1)) for i in range(80_000)))
+    assert read_file(path) is None
 
 
 # Two references to a tuple of two references to a tuple ...: written out, hashed or compared it has 2**60 parts.
@@ -233,6 +250,17 @@ def test_byte_order_of_the_file(tmp_path):
     assert read_file(tmp_path / "big.pth").tolist() == [0, 1, 2, 3]
     with raises(CheckpointError, "middle.pth", "byte order"):
         read_file(tmp_path / "middle.pth")
+
+
+def test_checksums_of_tensors(tmp_path):
+    path = write_zip(tmp_path / "flipped.pth", tensor(0, [4], [1]), [("data/0", np.float32([1, 2, 3, 4]).tobytes())])
+    checksum = zipfile.ZipFile(path).getinfo("archive/data/0").CRC
+    _corrupt(path, struct.pack("<f", 3), struct.pack("<f", -3))
+    with raises(CheckpointError, str(path), "checksum"):
+        read_file(path)
+    # torch.serialization.set_crc32_options(False) writes 0.
+    _corrupt(path, struct.pack("<I", checksum), bytes(4), last=True)
+    assert read_file(path).tolist() == [1, 2, -3, 4]
 
 
 @pytest.mark.parametrize("size", [0, 8, 15, 17, 32])

@@ -110,6 +110,15 @@ def test_unexpected_parameter_in_a_stage_is_an_error(file, refused):
     assert report.unexpected == ("layer1.0.se.fc1.weight",)
 
 
+def test_second_tensor_with_the_same_name_is_unexpected(file, refused):
+    # As in networks with an instance norm beside each batch norm.
+    path = file(change=lambda state: state.update({"layer1.0.in1.weight": torch.rand(8)}))
+    refused(narrow(18), path, "layer1.0.in1.weight")
+    backbone = narrow(18)
+    load_pretrained(backbone, path, strict=False)
+    assert torch.equal(backbone.layer1[0].bn1.weight, path["layer1.0.bn1.weight"])
+
+
 def test_fewer_stages_than_the_file(file):
     report = load_pretrained(narrow(18, num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(1,)), file())
     assert not report.missing
@@ -164,6 +173,38 @@ def test_tensors_with_invalid_values(change, dtype, words, strict, file, refused
     name = "layer2.0.conv1.weight"
     path = file(change=lambda state: state.update({name: change(state[name])}))
     refused(narrow(18).to(dtype), path, name, *words, error=CheckpointError, strict=strict)
+
+
+@pytest.mark.parametrize("input_channels", ["repeat", "zeros", {0: 2, 1: 1}])
+@pytest.mark.parametrize("dtype", ["int8", "bits8", "complex64", "float8_e5m2"])
+def test_only_floating_point_weights_are_adapted(dtype, input_channels, file, refused):
+    def change(state):
+        state["conv1.weight"] = torch.ones(8, 3, 7, 7).to(torch.float8_e5m2).view(torch.uint8)
+        dtypes = {"bits8": torch.bits8, "float8_e5m2": torch.float8_e5m2}
+        weight = state["conv1.weight"]
+        state["conv1.weight"] = weight.view(dtypes[dtype]) if dtype in dtypes else weight.to(getattr(torch, dtype))
+
+    backbone = narrow(18, in_channels=4)
+    if dtype.startswith("float"):
+        load_pretrained(backbone, file(change=change), input_channels=input_channels)
+        assert backbone.conv1.weight[:, 0].unique().item() in (1, 0.75)
+    else:
+        refused(backbone, file(change=change), "conv1.weight", "(8, 3, 7, 7)", input_channels=input_channels)
+
+
+def test_counts_of_other_dtypes(file, refused):
+    count = torch.zeros(1, dtype=torch.uint8).view(torch.bits8)
+    path = file(change=lambda state: state.update({"bn1.num_batches_tracked": count}))
+    refused(narrow(18), path, "bn1.num_batches_tracked", "torch.bits8", error=CheckpointError)
+
+
+def test_weights_without_elements_are_not_unfolded(file, refused):
+    def change(state):
+        state |= {"layer1.0.conv1.weight": torch.empty(2**40, 0, 3, 3), "layer1.0.conv1.bias": torch.zeros(8)}
+        for leaf in ("weight", "bias", "running_mean", "running_var"):
+            del state[f"layer1.0.bn1.{leaf}"]
+
+    refused(narrow(18), file(change=change), "base_channels=1099511627776")
 
 
 @pytest.mark.parametrize("make", [torch.Tensor.to_sparse, lambda w: torch.nested.nested_tensor([w[0, 0], w[0, 0, :2]])])

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from resnet_backbone import ResNet, ResNetV1c, ResNetV1d, load_pretrained
-from resnet_backbone.weights import CheckpointError, MismatchError
+from resnet_backbone.weights import CheckpointError, MismatchError, load
 from resnet_backbone.weights.names import SCHEMES, find_prefixes, module_names
 
 # Names depend on the kind of block alone.
@@ -183,6 +183,11 @@ def test_caffe2_with_statistics(leaves, check, shake, image):
     checkpoint = blobs
     report = check(ResNet(depth=50, style="caffe"), checkpoint, features(source, image))
     assert not report.changes
+    # Norm layers without statistics are not folded if others have them.
+    for leaf in ("running_mean", "running_var"):
+        del blobs[caffe2_name(f"layer2.0.bn1.{leaf}", "bn", leaves)]
+    with raises(MismatchError, "layer2.0.bn1.running_mean", "layer2.0.bn1.running_var"):
+        load_pretrained(ResNet(depth=50, style="caffe"), checkpoint)
 
 
 def test_caffe2_group_norm(check, shake, image):
@@ -638,6 +643,18 @@ def test_list_of_many_networks_is_shortened():
     assert len(str(caught.value)) < 1000
     with pytest.raises(MismatchError):
         load_pretrained(ResNet(depth=18, base_channels=8), state, prefix="net77.")
+
+
+def test_networks_with_too_many_names_are_not_compared(monkeypatch):
+    state = {"." * number + "layer1.0.conv1.weight": torch.zeros(1, 1, 1, 1) for number in range(20)}
+    with pytest.raises(MismatchError):
+        load_pretrained(ResNet(depth=18, base_channels=8), state)
+    monkeypatch.setattr(load, "_MAX_NAMES", 30)
+    with raises(CheckpointError, "20 networks"):
+        load_pretrained(ResNet(depth=18, base_channels=8), state)
+    monkeypatch.setattr(load, "_MAX_NAMES", 10)
+    with raises(CheckpointError, "20 tensors"):
+        load_pretrained(ResNet(depth=18, base_channels=8), state)
 
 
 def test_keys_that_are_not_parameter_names_are_ignored(shake):

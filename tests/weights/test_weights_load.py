@@ -345,6 +345,7 @@ def test_configs_without_preprocessing(config, state):
         {"preprocessing": {"mean": [1], "std": {}, "bgr_to_rgb": "yes"}},
         {"preprocessing": {"mean": "123", "std": "111", "bgr_to_rgb": True}},
         {"preprocessing": {"mean": [10**5000], "std": [1], "bgr_to_rgb": True}},
+        {"preprocessing_basis": np.arange(2), "preprocessing": {}, "style": np.arange(2)},
     ],
 )
 def test_malformed_provenance(provenance, state):
@@ -379,11 +380,12 @@ def detectron2(state):
         ({"pixel_mean": torch.tensor([127.0, 127.0, 127.0]), "pixel_std": torch.ones(3)}, False, "convention"),
         ({"pixel_mean": [123.675, 116.28, 103.53], "pixel_std": "1"}, False, "convention"),
         ({"pixel_mean": torch.ones(3, device="meta"), "pixel_std": torch.ones(3)}, False, "convention"),
+        ({"pixel_mean": np.array([10**400, 1, 0], object), "pixel_std": np.ones(3)}, False, "convention"),
         ({"pixel_mean": torch.arange(3.0).bfloat16(), "pixel_std": torch.ones(3)}, False, "file"),
     ],
 )
 def test_detectron2_pixel_mean_gives_the_color_order(extra, rgb, basis, state):
-    preprocessing, said = images({"model": {**detectron2(state), **extra}})
+    preprocessing, said = images({"model": {**detectron2(state), **extra}, "__author__": np.arange(2)})
     assert (preprocessing.bgr_to_rgb, said) == (rgb, basis)
 
 

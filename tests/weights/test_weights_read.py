@@ -299,6 +299,8 @@ BROKEN = {
     "zero.pth": (lambda path, state: path.write_bytes(b""), "empty"),
     "text.pth": (lambda path, state: path.write_text("hello"), "format"),
     "pointer.pth": (lambda path, state: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "Git LFS"),
+    "pointer.safetensors": (lambda path, state: path.write_text("version https://git-lfs.github.com/"), "Git LFS"),
+    "page.safetensors": (lambda path, state: path.write_text("<html>404</html>"), "web page"),
     "archive.pth": (_zip, "torch.save"),
     "empty_dict.pth": (lambda path, state: torch.save({}, path), "tensors"),
     "empty_state.pth": (lambda path, state: torch.save({"state_dict": {}}, path), "tensors"),

@@ -517,10 +517,12 @@ def test_detectron2_catalog(asked):
         resolve("catalog://ImageNetPretrained/MSRA/R-51")
 
 
-@pytest.mark.parametrize("source", ["~nosuchuser/model.pth", "no\0thing.pth", b"no\xffthing.pth", "\x1b[2J.pth"])
+@pytest.mark.parametrize(
+    "source", ["~nosuchuser/model.pth", "no\0thing.pth", b"no\xffthing.pth", "\x1b[2J.pth", "x" * 300]
+)
 def test_missing_paths(source, capsys):
     with pytest.raises(CheckpointError):
-        load_pretrained(ResNet(depth=18, base_channels=8), os.fsdecode(source), sha256="12345678")
+        load_pretrained(ResNet(depth=18, base_channels=8), os.fsdecode(source))
     assert main(["weights", os.fsdecode(source)]) == 1
     assert "\x1b" not in capsys.readouterr().err
 
@@ -615,6 +617,9 @@ def test_all_shards_are_loaded(suffix, tmp_path, state):
         '{"weight_map": {"a": 3}}',
         "[" * 100_000,
         '{"weight_map": {"a": "../x.bin"}}',
+        '{"weight_map": {"a": "x.bin"}}' + " " * 5_000_000,
+        # Integers that collide take minutes to hash.
+        json.dumps({"weight_map": {str(number): number * (2**61 - 1) for number in range(80_000)}}),
     ]
     + [f'{{"weight_map": {{"a": {json.dumps(name)}}}}}' for name in ("/etc/passwd", "..", "", "a\\b")],
 )
@@ -663,6 +668,14 @@ def test_command_reports_mismatches(full_width, capsys):
     assert_mentions(capsys.readouterr().err, full_width, "ResNet-18", "depth=50")
     assert main(["weights", full_width, "--depth", "34", "--no-strict"]) == 0
     assert "missing" in capsys.readouterr().out
+
+
+def test_command_builds_no_network_larger_than_the_file(tmp_path, capsys):
+    names = [f"layer{stage}.{block}.conv1.weight" for stage in (1, 2, 3, 4) for block in (0, 1)]
+    state = {**dict.fromkeys(names, torch.zeros(3000, 1, 3, 3)), "layer1.0.bn1.running_var": torch.ones(1)}
+    torch.save(state, tmp_path / "model.pth")
+    assert main(["weights", str(tmp_path / "model.pth")]) == 1
+    assert "without most of its tensors" in capsys.readouterr().err
 
 
 def test_command_with_a_config(path, tmp_path, capsys):
