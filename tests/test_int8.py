@@ -6,9 +6,16 @@ import pytest
 import torch
 from helpers import TORCH, assert_mentions, raises
 
-from resnet_backbone import ResNet
+from resnet_backbone import BasicBlock, ResNet
 from resnet_backbone.errors import ArgumentError, ArgumentTypeError, DeployedError
 from resnet_backbone.int8 import quantize_int8
+
+
+@pytest.fixture(autouse=True)
+def _few_blocks(monkeypatch):
+    """Use one block per stage: exporting a second one, which is like it, takes most of the time."""
+    monkeypatch.setattr(ResNet, "arch_settings", {18: (BasicBlock, (1, 1, 1, 1))})
+
 
 NEEDS_TORCHAO = pytest.mark.skipif(TORCH < (2, 8), reason=f"torchao's quantization is for torch >= 2.8, not {TORCH}")
 
