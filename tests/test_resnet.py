@@ -5,7 +5,7 @@ import warnings
 import children
 import pytest
 import torch
-from helpers import assert_mentions, assert_same_bits, gradients, shake
+from helpers import assert_mentions, assert_same_bits, gradients, raises, shake
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -190,7 +190,7 @@ def test_first_convolution_may_be_replaced(deep_stem):
     new = nn.Conv2d(5, old.out_channels, old.kernel_size, old.stride, old.padding, bias=False)
     setattr(stem, name, new)
     assert len(backbone(torch.rand(1, 5, 32, 32))) == 4
-    with pytest.raises(ArgumentError, match=r"\(N, 5, H, W\)"):
+    with raises(ArgumentError, "x", "(N, 5, H, W)", "(1, 4, 32, 32)"):
         backbone(torch.rand(1, 4, 32, 32))
 
 
