@@ -133,6 +133,8 @@ def _torchvision_name(key: str) -> str:
     # paddle.vision's statistics; and the public reference of MultiScaleResNet1d, whose branches are separate stages.
     key = re.sub(r"\._(mean|variance)$", lambda match: f".{_LEAVES[f'_{match[1]}']}", key)
     key = re.sub(r"^layer([357])x\1_(\d)\.", lambda match: f"layer{match[2]}.branches.{int(match[1]) // 2 - 1}.", key)
+    # Poolings and activations with weights are of another stem: ResNet-RS', ArcFace's.
+    key = re.sub(r"^(maxpool|prelu|relu|act1)\.", r"stem.\1.", key)
     # timm's deep stem is called conv1, followed by bn1; mmpretrain's and mmpose's consists of mmcv's ConvModules.
     if match := re.match(r"stem\.(\d)\.(conv|bn|gn|norm)\.", key):
         kind = "conv" if match[2] == "conv" else "norm"

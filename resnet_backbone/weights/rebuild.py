@@ -240,7 +240,7 @@ class Builder:
             raise CheckpointError(f"has a {type(key).__name__} as a key")
         # Hashes of numbers and tuples are predictable, so an attacker could make many collide: the cost limits their
         # number.
-        self.budget.spend(10_000 if isinstance(key, (int, float, tuple)) else 100)
+        self.budget.spend(10_000 if isinstance(key, (int, float, tuple)) else 300)
         return key
 
     def skip(self, name: str) -> Inert:

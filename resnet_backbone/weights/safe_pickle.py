@@ -96,7 +96,7 @@ def parse_pickle(
         price, execute = _INSTRUCTIONS[code]
         budget.spend(price)
         execute(machine)
-    if file.tell() > end:
+    if not machine.frame_end <= file.tell() <= end:
         raise CheckpointError("ends too early")
     return machine.stack.pop(), machine.references
 
@@ -111,6 +111,7 @@ class _Machine:
         self.marks: list[list[Any]] = []
         self.memo: dict[str, Any] = {}
         self.references: list[Persistent] = []
+        self.frame_end = 0
 
     # Reading arguments of instructions from the file.
 
@@ -126,6 +127,12 @@ class _Machine:
 
     def data(self, width: int) -> bytes:
         return self.take(self.number(width))
+
+    def frame(self, size: int) -> None:
+        # A file that lost a byte, as by a conversion of line ends, could otherwise be read.
+        if self.file.tell() - 9 < self.frame_end:
+            raise CheckpointError("ends a frame too early")
+        self.frame_end = self.file.tell() + size
 
     def line(self) -> bytes:
         line = self.file.readline(_MAX_LINE)
@@ -233,7 +240,7 @@ def _quoted(line: bytes) -> str:
 # What each instruction does, and its fixed cost in bytes of memory. No instruction is free, which bounds the time.
 _INSTRUCTIONS: dict[bytes, tuple[int, Callable[[_Machine], Any]]] = {
     pickle.PROTO: (30, lambda m: m.check_protocol(m.number(1))),
-    pickle.FRAME: (30, lambda m: m.take(8)),
+    pickle.FRAME: (30, lambda m: m.frame(m.number(8))),
     # The stack and the memo.
     pickle.MARK: (120, lambda m: m.mark()),
     pickle.POP: (30, lambda m: m.pop(1) if m.stack else m.pop_mark()),

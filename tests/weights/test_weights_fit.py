@@ -119,6 +119,12 @@ def test_second_tensor_with_the_same_name_is_unexpected(file, refused):
     assert torch.equal(backbone.layer1[0].bn1.weight, path["layer1.0.bn1.weight"])
 
 
+@pytest.mark.parametrize("name", ["maxpool.0.weight", "prelu.weight"])
+def test_other_stems_are_unexpected(name, file, refused):
+    # ResNet-RS has a convolution in place of the pooling.
+    refused(narrow(18), file(change=lambda state: state.update({name: torch.rand(8)})), name)
+
+
 def test_fewer_stages_than_the_file(file):
     report = load_pretrained(narrow(18, num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(1,)), file())
     assert not report.missing

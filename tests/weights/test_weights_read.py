@@ -279,6 +279,13 @@ def _cut_pickle(path, state):
     path.write_bytes(pickle.dumps({name: value.numpy() for name, value in state.items()})[:10_000])
 
 
+def _convert_line_end(path, state):
+    # The array then ends with the next instruction.
+    array = np.frombuffer(b"1234\r\n", np.int8)
+    data = pickle.dumps({**{name: value.numpy() for name, value in state.items()}, "fc.bias": array})
+    path.write_bytes(data.replace(b"1234\r\n", b"1234\n"))
+
+
 def _cut_safetensors(path, state):
     from safetensors.torch import save
 
@@ -295,6 +302,7 @@ BROKEN = {
     "cut_legacy.pth": (_cut_legacy, "early"),
     "cut.pkl": (_cut_pickle, "early"),
     "cut.safetensors": (_cut_safetensors, "damaged"),
+    "lines.pkl": (_convert_line_end, "early"),
     "page.pth": (lambda path, state: path.write_text("\n<!DOCTYPE html><html>404</html>"), "web page"),
     "zero.pth": (lambda path, state: path.write_bytes(b""), "empty"),
     "text.pth": (lambda path, state: path.write_text("hello"), "format"),
