@@ -162,14 +162,12 @@ def check_flag(name: str, value: Any) -> None:
         raise ArgumentTypeError(f"{name} must be True or False, got {value!r}")
 
 
-def check_per_stage(name: str, values: Any, num_stages: int) -> None:
-    """Check for one positive integer per stage."""
+def check_per_stage(name: str, values: Any, count: int, argument: str = "num_stages") -> None:
+    """Check for one positive integer per stage, or per whatever ``argument`` counts."""
     if not _is_sequence(values):
-        raise ArgumentTypeError(f"{name} must be a sequence of {num_stages} integers, got {values!r}")
-    if len(values) != num_stages:
-        raise ArgumentError(
-            f"{name} must have one entry per stage: num_stages={num_stages}, got {len(values)} in {values!r}"
-        )
+        raise ArgumentTypeError(f"{name} must be a sequence of {count} integers, got {values!r}")
+    if len(values) != count:
+        raise ArgumentError(f"{name} must have {argument}={count} entries, got {len(values)} in {values!r}")
     if not all(is_int(value) and value >= 1 for value in values):
         raise ArgumentError(f"{name} must be integers of at least 1, got {values!r}")
 

@@ -201,7 +201,7 @@ class TridentResNet(ResNet):
     ) -> None:
         if not is_int(num_branch) or num_branch < 1:
             raise ArgumentError(f"num_branch must be an integer of at least 1, got {num_branch!r}")
-        check_per_stage("trident_dilations", trident_dilations, num_branch)
+        check_per_stage("trident_dilations", trident_dilations, num_branch, "num_branch")
         if not is_int(test_branch_idx) or not -1 <= test_branch_idx < num_branch:
             raise ArgumentError(
                 f"test_branch_idx must be an integer from -1 (all branches) to {num_branch - 1}, "

@@ -303,7 +303,12 @@ def test_rfp_forward_uses_the_pyramid():
         ("Wide ResNet", dict(base_width="128"), ArgumentError, ["base_width", "'128'", "1"]),
         ("Wide ResNet", dict(depth=18), ArgumentError, ["base_width", "16", "18", "None"]),
         ("TridentResNet", dict(num_stages=4), ArgumentError, ["num_stages", "4", "3"]),
-        ("TridentResNet", dict(trident_dilations=(1, 2)), ArgumentError, ["trident_dilations", "(1, 2)", "3"]),
+        (
+            "TridentResNet",
+            dict(trident_dilations=(1, 2)),
+            ArgumentError,
+            ["trident_dilations", "(1, 2)", "num_branch=3"],
+        ),
         ("TridentResNet", dict(test_branch_idx=3), ArgumentError, ["test_branch_idx", "3", "-1", "2"]),
         ("DetectoRS_ResNet", dict(sac="SAC"), ArgumentTypeError, ["sac", "'SAC'", "dict"]),
         (

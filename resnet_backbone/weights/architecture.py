@@ -164,7 +164,7 @@ _OTHER_NETWORKS: tuple[tuple[tuple[str, ...], str], ...] = (
         "an R(2+1)D network, whose convolutions are split into space and time, and which is not available here",
     ),
     (
-        ("block1/unit01", "block1.unit01", "stages.0.blocks.0.norm1.weight\n"),
+        ("block1/unit01", "block1.unit01", "stages.0.blocks.0.conv1.weight\n"),
         "a ResNetV2 (such as BiT), which normalizes before each convolution and is not available here. "
         "timm://resnet50.a1_in1k has an ordinary one",
     ),

@@ -636,6 +636,13 @@ def test_timms_bit_is_named():
         load_pretrained(ResNet(depth=50), state)
 
 
+def test_transformer_is_not_taken_for_bit():
+    state = {"patch_embed.projection.weight": torch.zeros(8, 3, 4, 4), "stages.0.blocks.0.norm1.weight": torch.zeros(8)}
+    with raises(CheckpointError, "patch_embed.projection.weight") as caught:
+        load_pretrained(ResNet(depth=18, base_channels=8), state)
+    assert "BiT" not in str(caught.value)
+
+
 def test_list_of_many_networks_is_shortened():
     state = {f"net{number}.layer1.0.conv1.weight": torch.zeros(1, 1, 1, 1) for number in range(10_000)}
     with raises(CheckpointError, "10000", "'net0.'", "9990", "prefix") as caught:
