@@ -22,6 +22,9 @@ _DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
     (True, (3, 30, 48, 8)): 269,
 }
 
+# Layers that only the blocks of these networks have.
+_FAMILIES = {"layer1.0.convs.0.weight": "Res2Net", "layer1.0.conv2.fc1.weight": "ResNeSt"}
+
 
 class Architecture(NamedTuple):
     """The architecture of a residual network, as far as its weights show it.
@@ -37,6 +40,7 @@ class Architecture(NamedTuple):
         width: Channels of the first stage's 3x3 convolutions.
         base_channels: ``planes`` of the first stage: the output channels of a BasicBlock, a quarter of a Bottleneck's.
         running_statistics: Whether its norm layers have running statistics, as batch norm does.
+        family: ``'Res2Net'`` or ``'ResNeSt'``, whose blocks have other layers, or ``'ResNet'``.
     """
 
     bottleneck: bool
@@ -49,6 +53,7 @@ class Architecture(NamedTuple):
     width: int
     base_channels: int
     running_statistics: bool
+    family: str
 
     @property
     def depth(self) -> int | None:
@@ -59,6 +64,8 @@ class Architecture(NamedTuple):
     def name(self) -> str:
         """The usual name, such as ``'ResNet-50'`` or ``'ResNeXt-101 32x8d'``."""
         number = str(self.depth or f"like network of {'-'.join(map(str, self.blocks))} blocks")
+        if self.family != "ResNet":
+            return f"{self.family}-{number}"
         if self.bottleneck and self.width == 4 * self.base_channels:
             return f"RegNet of {'-'.join(map(str, self.blocks))} blocks"
         if self.groups > 1:
@@ -108,6 +115,7 @@ def infer_architecture(shapes: Mapping[str, Shape], avg_down: bool | None = None
         width=first[0],
         base_channels=third[0] // 4 if bottleneck else first[0],
         running_statistics="layer1.0.norm1.running_var" in shapes,
+        family=next((family for name, family in _FAMILIES.items() if name in shapes), "ResNet"),
     )
 
 
@@ -124,6 +132,8 @@ def describe_difference(file: Architecture, backbone: Architecture, depth: Any =
 
     Only stages that both have are compared, so a backbone with fewer stages matches the file of a whole network.
     """
+    if file.family != backbone.family:
+        return f"this file is a {file.name}; the backbone is a {backbone.name}"
     shared = min(len(file.blocks), len(backbone.blocks))
     other_depth = (file.bottleneck, file.blocks[:shared]) != (backbone.bottleneck, backbone.blocks[:shared])
     if other_depth and depth is not None:

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 import torchvision
-from helpers import assert_same_bits, shake
+from helpers import assert_same_bits, raises, shake
 from test_weights_formats import caffe2_name, conv_module_stem, detectron2_name, renamed
 from timm.layers import SEModule
 from timm.models import regnet as timm_regnet
@@ -19,6 +19,7 @@ from timm.models.resnet import Bottleneck, ResNet
 from torchvision.models.regnet import BlockParams, RegNet
 
 from resnet_backbone import build_backbone, load_pretrained
+from resnet_backbone.errors import MismatchError
 
 BLOCKS = [3, 4, 6, 3]
 DESIGN = dict(depth=8, w_0=16, w_a=12.0, w_m=1.8, group_width=8)
@@ -215,3 +216,15 @@ def test_shapes_match_torchvision(name, cfg):
         backbone = build_backbone(cfg)
     theirs = sum(value.numel() for key, value in model.state_dict().items() if not key.startswith("fc."))
     assert sum(value.numel() for value in backbone.state_dict().values()) == theirs
+
+
+@pytest.mark.parametrize("other", ["Res2Net", "ResNeSt"])
+def test_file_of_another_family_is_named(other):
+    cfgs = dict(
+        ResNet=dict(type="ResNetV1d", depth=50, base_channels=4),
+        ResNeSt=dict(type="ResNeSt", depth=50, base_channels=4),
+    )
+    cfgs["Res2Net"] = {**RES2NET, "base_channels": 4}
+    for file, backbone in ((other, "ResNet"), ("ResNet", other)):
+        with raises(MismatchError, f"is a {file}-50", f"is a {backbone}-50"):
+            load_pretrained(build_backbone(cfgs[backbone]), build_backbone(cfgs[file]).state_dict())
