@@ -57,6 +57,11 @@ def test_one_activation_config_is_used_twice():
     assert [type(conv.activate).__name__ for conv in (layer.conv1, layer.conv2)] == ["Sigmoid", "Sigmoid"]
 
 
+def test_activation_configs_can_be_a_list_as_in_json():
+    layer = SELayer(8, ratio=2, act_cfg=[dict(type="ReLU"), dict(type="Tanh")])
+    assert [type(conv.activate).__name__ for conv in (layer.conv1, layer.conv2)] == ["ReLU", "Tanh"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
