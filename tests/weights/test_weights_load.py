@@ -329,6 +329,7 @@ def test_preprocessing_from_the_config_in_the_file(config, key, rgb, state):
         "model = dict(data_preprocessor=dict(mean=[1, 2], std=[1], bgr_to_rgb=True))",
         "model = __import__('os').abort()",
         "img_norm_cfg = dict(mean=mean, std=std, to_rgb=True)",
+        f"img_norm_cfg = dict({RGB}, to_rgb=True)\n" + "#" * 100_000,
         f"a = dict(type='Normalize', {BGR}, to_rgb=False)\nb = dict(type='Normalize', {RGB}, to_rgb=True)",
         7,
     ],
