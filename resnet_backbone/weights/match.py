@@ -264,7 +264,10 @@ def _unfold(
     variance ``1 - eps``. In files for inference it is part of the convolution, which then has a bias.
     """
     modules = dict(backbone.named_modules())
-    has_statistics = any(re.search(r"running_(mean|var)$", common) and common in tensors for common in ours.values())
+    # Caffe2's and Paddle's names show a batch norm; without statistics, others are group norms.
+    may_fold = network.scheme.name in ("Caffe2", "Paddle, static graph") and not any(
+        common.endswith(("running_mean", "running_var")) and common in tensors for common in ours.values()
+    )
     folded = biases = 0
     for name, common in ours.items():
         norm = common.removesuffix(".running_var")
@@ -280,7 +283,7 @@ def _unfold(
         if bare:
             tensors[f"{norm}.weight"] = weight.new_ones(weight.shape[0])
             tensors[f"{norm}.bias"] = weight.new_zeros(weight.shape[0])
-        if bare or (not has_statistics and _is_folded(network, norm)):
+        if bare or (may_fold and "bn" in network.names.get(f"{norm}.weight", "")):
             tensors[f"{norm}.running_mean"] = weight.new_zeros(weight.shape[0])
             tensors[common] = weight.new_full(weight.shape[:1], 1 - float(module.eps), dtype=torch.float32)
             folded += 1
@@ -293,9 +296,3 @@ def _unfold(
         result.changes.append(f"{folded} folded norm layers got mean 0 and variance 1 - eps, with the same outputs")
     if biases:
         result.changes.append(f"the biases of {biases} convolutions moved into the running means of their norm layers")
-
-
-def _is_folded(network: SourceNetwork, norm: str) -> bool:
-    """Whether a norm layer without statistics is a folded batch norm, not a group norm, according to its name."""
-    original = network.names.get(f"{norm}.weight", "")
-    return network.scheme.name in ("Caffe2", "Paddle, static graph") and "bn" in original
