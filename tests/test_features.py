@@ -171,7 +171,7 @@ def test_named_pipe_is_not_opened(tmp_path):
 def test_formats_that_run_programs_are_not_photographs(tmp_path):
     # Pillow reads these with Ghostscript.
     (tmp_path / "x.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
-    with raises(ArgumentError, "image", str(tmp_path / "x.jpg")):
+    with raises(ArgumentError, "image", "JPEG", str(tmp_path / "x.jpg")):
         features.load_photograph(str(tmp_path / "x.jpg"))
 
 

@@ -346,12 +346,17 @@ def test_configs_without_preprocessing(config, state):
         {"preprocessing": {"mean": [1], "std": {}, "bgr_to_rgb": "yes"}},
         {"preprocessing": {"mean": "123", "std": "111", "bgr_to_rgb": True}},
         {"preprocessing": {"mean": [10**5000], "std": [1], "bgr_to_rgb": True}},
-        {"preprocessing_basis": np.arange(2), "preprocessing": {}, "style": np.arange(2)},
     ],
 )
 def test_malformed_provenance(provenance, state):
     report = load_pretrained(ResNet(**NARROW), {"meta": {"resnet_backbone": provenance}, "state_dict": state})
     assert (report.preprocessing, report.style) == (None, None)
+
+
+def test_basis_of_the_provenance_may_be_anything(state):
+    said = {"preprocessing": {"mean": [1], "std": [1], "bgr_to_rgb": True}, "preprocessing_basis": np.arange(2)}
+    report = load_pretrained(ResNet(**NARROW), {"meta": {"resnet_backbone": said}, "state_dict": state})
+    assert report.preprocessing_basis is None
 
 
 def test_conventional_preprocessing_is_marked(state):
