@@ -127,10 +127,10 @@ def detector(kind):
     )
 
 
-@pytest.mark.parametrize(("kind", "steps"), [("FasterRCNN", 60), ("RetinaNet", 60), ("FCOS", 40)])
+@pytest.mark.parametrize(("kind", "steps"), [("FasterRCNN", 80), ("RetinaNet", 60), ("FCOS", 40)])
 def test_torchvision_detectors_train(kind, steps):
     model = detector(kind).train()
-    images, targets = rectangles(2)
+    images, targets = rectangles(4)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
     losses = []
     for _ in range(steps):
