@@ -13,9 +13,11 @@ from typing import Any
 START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 # Not mmcv, mmdet or resnet_backbone: scripts import these in an order of their own.
 PRELOADED = ("torch", "torchvision", "mmengine.runner", "cv2", "pytest")
+# Tests add to sys.path, by configs that import modules beside them, and children get the parent's.
+CLEAN_PATH = tuple(sys.path)
 
 
-def run_script(script: str, folder: str, paths: list[str], shadowed: set[str]) -> None:
+def run_script(script: str, folder: str, paths: list[str], shadowed: set[str], clean_path: tuple[str, ...]) -> None:
     """Run a script like ``python -c``. Its output goes to the file ``output`` in ``folder``.
 
     Args:
@@ -23,6 +25,7 @@ def run_script(script: str, folder: str, paths: list[str], shadowed: set[str]) -
         folder: Working directory.
         paths: Where modules are found before any other.
         shadowed: Packages that ``paths`` replace; they are imported again.
+        clean_path: The rest of ``sys.path``.
     """
     os.chdir(folder)
     output = os.open("output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -31,7 +34,7 @@ def run_script(script: str, folder: str, paths: list[str], shadowed: set[str]) -
     sys.stdout = os.fdopen(1, "w", closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     sys.argv[:] = ["-c"]
-    sys.path[:0] = ["", *paths]
+    sys.path[:] = ["", *paths, *clean_path]
     os.environ.update(PYTHONPATH=os.pathsep.join(paths), OMP_NUM_THREADS="1")
     # pkg_resources remembers sys.path.
     for name in [name for name in sys.modules if name.partition(".")[0] in {"pkg_resources", *shadowed}]:

@@ -61,7 +61,8 @@ def run_python(tmp_path: Path) -> RunPython:
             file.write_text(source)
         shadowed = {Path(name).parts[0].removesuffix(".py") for name in packages or {}}
         process = children.context().Process(
-            target=children.run_script, args=(script, str(tmp_path), [str(shadows), str(ours)], shadowed)
+            target=children.run_script,
+            args=(script, str(tmp_path), [str(shadows), str(ours)], shadowed, children.CLEAN_PATH),
         )
         process.start()
         process.join(timeout=300)
