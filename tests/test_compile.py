@@ -7,7 +7,7 @@ import torch
 from helpers import TORCH, assert_same_bits, gradients, loss_of, shake
 from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval
 
-from resnet_backbone import ResNet
+from resnet_backbone import BasicBlock, ResNet
 
 # Eight channels: torch 2.15's CPU kernel for the weight gradient of a strided 1x1 convolution in channels_last, the
 # layout that inductor chooses, is wrong for fewer (torch.ops.aten.convolution_backward alone shows it).
@@ -88,5 +88,7 @@ def test_efficient_conv_bn_eval_of_the_runner():
     assert not torch.equal(model["backbone"](x)[-1], exact(x)[-1]), "nothing was folded"
 
 
-def test_compiles_with_inductor():
+def test_compiles_with_inductor(monkeypatch):
+    # One block per stage: generating code takes long.
+    monkeypatch.setattr(ResNet, "arch_settings", {18: (BasicBlock, (1, 1, 1, 1))})
     compare("inductor", 18, True, with_cp=False)

@@ -391,7 +391,10 @@ def test_runs_in_broken_environments(name, run_python):
     assert_mentions(printed, *expected)
 
 
-def test_this_environment_works(capsys):
+def test_this_environment_works(capsys, monkeypatch):
+    # The package's probe imports the other libraries as well. ``.ci/run lite`` runs the command itself.
+    few = {component: PROBES[component] for component in ("python", "setuptools", "resnet_backbone")}
+    monkeypatch.setattr("resnet_backbone_doctor.PROBES", few)
     assert main() == 0
     printed = capsys.readouterr().out
     assert_mentions(printed, "broken")
