@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError, is_int
 from .architecture import Architecture, infer_architecture
-from .names import NamingScheme, PrefixMatch, Shape, canonical_names, module_names
+from .names import NamingScheme, PrefixMatch, Shape, canonical_names, module_names, strip_wrappers
 
 __all__ = [
     "InputChannels",
@@ -263,7 +263,8 @@ def _unfold(
     There are two kinds of folding. Caffe2's files have only the affine map, which is a batch norm with mean 0 and
     variance ``1 - eps``. In files for inference it is part of the convolution, which then has a bias.
     """
-    modules = dict(backbone.named_modules())
+    # State dicts leave the names of some wrappers out.
+    modules = {strip_wrappers(f"{name}."): module for name, module in backbone.named_modules()}
     # Caffe2's and Paddle's names show a batch norm; without statistics, others are group norms.
     may_fold = network.scheme.name in ("Caffe2", "Paddle, static graph") and not any(
         common.endswith(("running_mean", "running_var")) and common in tensors for common in ours.values()
@@ -275,9 +276,9 @@ def _unfold(
         weight, bias = tensors.get(f"{conv}.weight"), tensors.get(f"{conv}.bias")
         if norm == common or weight is None or weight.dim() < 3 or weight.dtype not in _FLOATS:
             continue
-        module: Any = modules[name.removesuffix(".running_var")]
+        module: Any = modules.get(strip_wrappers(name.removesuffix("running_var")))
         # The file's own size could be anything if the weight has no elements.
-        if weight.shape[:1] != module.running_var.shape:
+        if module is None or weight.shape[:1] != module.running_var.shape:
             continue
         bare = f"{norm}.weight" not in tensors and bias is not None
         if bare:

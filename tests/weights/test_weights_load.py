@@ -9,6 +9,7 @@ import torch
 from helpers import raises
 from mmengine.model import ExponentialMovingAverage
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.optim.swa_utils import AveragedModel
 
 from resnet_backbone import ResNet, ResNetV1d, load_pretrained, with_fpn
@@ -72,6 +73,14 @@ def test_wrapped_backbones(name, state):
 def test_distributed_data_parallel(process_group, state):
     backbone = ResNet(**NARROW)
     load_pretrained(nn.parallel.DistributedDataParallel(backbone), state)
+    assert holds(backbone, state)
+
+
+def test_checkpointed_stage(state):
+    backbone = ResNet(**NARROW)
+    # Its state dict leaves out the wrapper's name.
+    backbone.layer1 = checkpoint_wrapper(backbone.layer1)
+    load_pretrained(backbone, state)
     assert holds(backbone, state)
 
 
