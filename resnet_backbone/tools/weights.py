@@ -140,8 +140,8 @@ def _for_network(network: SourceNetwork, origin: str) -> nn.Module:
     cfg = architecture.config()
     if network.scheme.name == "Caffe2" and not any("_gn_" in name for name in network.names.values()):
         cfg["norm_cfg"] = {"type": "BN"}
-    with torch.device("meta"):
-        needed = sum(value.numel() for value in build_backbone({"type": "ResNet", **cfg}).state_dict().values())
+    empty = build_backbone({"type": "ResNet", **cfg, "device": "meta"})
+    needed = sum(value.numel() for value in empty.state_dict().values())
     # One shape is enough to ask for a network that does not fit in memory.
     if needed > 2 * sum(value.numel() for value in network.tensors.values()):
         raise CheckpointError(f"{origin} has a {architecture.name} without most of its tensors")
